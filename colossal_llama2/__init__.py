@@ -1,0 +1,1 @@
+"""Adapting open language models to a new language or domain, from the vocabulary to the published model."""

@@ -1,0 +1,224 @@
+"""From a frozen dataclass to a command: flags by tyro, settings from YAML, one line for a user's mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from colossal_llama2.errors import InputError
+
+Settings = TypeVar("Settings")
+
+EXIT_FAILURE = 1
+EXIT_USER_MISTAKE = 2
+_CONFIG_FLAG = "--config"
+_CONFIG_HELP = "--config FILE.yaml reads any of these by the same names; a flag wins over the file."
+
+
+def run(settings_type: type[Settings], main: Callable[[Settings], int | None]) -> None:
+    """Parse the command line into `settings_type`, run `main`, and leave the process.
+
+    Exit codes: what `main` returns (0 for None), 2 after one ``error:`` line for an `InputError` or an impossible
+    command line, 1 after a traceback for anything else. Of several ranks only the first one speaks.
+    """
+    _cut_pipes_quietly()
+    try:
+        settings = parse(settings_type, sys.argv[1:])
+        code = main(settings) or 0
+    except InputError as error:
+        _say(f"error: {error}")
+        code = EXIT_USER_MISTAKE
+    except KeyboardInterrupt:
+        _say("interrupted")
+        code = 130
+    except Exception:
+        traceback.print_exc()
+        code = EXIT_FAILURE
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def parse(settings_type: type[Settings], arguments: Sequence[str]) -> Settings:
+    """Build the settings from flags, and from the YAML file that ``--config`` names; a flag wins over the file.
+
+    Raises:
+        InputError: an unknown, missing or malformed flag or YAML entry.
+        SystemExit: with code 0, after printing help.
+    """
+    own, config_file = _take_config_flag(list(arguments))
+    names = {name for name, _ in flags(settings_type)}
+    _refuse_other_spellings(own, names)
+    from_file = [] if config_file is None else _read_yaml(config_file, names)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                settings_type,
+                args=[*from_file, *own],
+                description=f"{(settings_type.__doc__ or '').strip()}\n\n{_CONFIG_HELP}",
+                use_underscores=True,
+                console_outputs=is_speaking_rank() or not {"-h", "--help"} & set(own),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as leave:
+        if leave.code in (0, None):
+            raise
+        what, remedy = _condense(complaint.getvalue())
+        raise InputError(what, remedy=remedy) from None
+
+
+def flags(settings_type: type[Any]) -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Yield (name, field) of every flag, nested groups flattened in order."""
+    hints = get_type_hints(settings_type, include_extras=True)
+    for field in dataclasses.fields(settings_type):
+        group = _as_dataclass(hints[field.name])
+        if group is not None:
+            yield from flags(group)
+        else:
+            yield field.name, field
+
+
+def as_yaml(settings: Any) -> str:
+    """Write settings as the YAML that ``--config`` reads back to the same settings."""
+    lines = {name: value for name, value in _flat_values(settings) if value is not None}
+    return yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+def is_speaking_rank() -> bool:
+    """Tell whether this process may print: the only one, or the first of those a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def say(message: str) -> None:
+    """Print a line on standard output, from one rank only."""
+    if is_speaking_rank():
+        print(message, flush=True)
+
+
+def warn(message: str) -> None:
+    """Print a line on standard error, from one rank only."""
+    _say(f"warning: {message}")
+
+
+def comma_separated(value: str) -> list[str]:
+    """Split ``A,B,C``; blanks around the parts do not count."""
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _say(message: str, stream: Any = None) -> None:
+    if is_speaking_rank():
+        print(message, file=stream or sys.stderr, flush=True)
+
+
+def _cut_pipes_quietly() -> None:
+    """Let ``command | head`` end the command without a traceback."""
+    import signal
+
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
+def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:
+    config_file: Path | None = None
+    own: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name != _CONFIG_FLAG:
+            own.append(argument)
+            continue
+        chosen = value if equals else next(rest, "")
+        if not chosen:
+            raise InputError("--config needs a file", remedy="write --config FILE.yaml")
+        config_file = Path(chosen)
+    return own, config_file
+
+
+def _refuse_other_spellings(arguments: list[str], names: set[str]) -> None:
+    """Hold users to the documented spelling: tyro would also take ``--max-steps`` for ``--max_steps``."""
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and "-" in flag[2:] and flag[2:].replace("-", "_") in names:
+            raise InputError(f"unknown flag {flag}", remedy=f"write --{flag[2:].replace('-', '_')}")
+
+
+def _read_yaml(path: Path, names: set[str]) -> list[str]:
+    """Turn a YAML mapping into flags, leaving every scalar a string so that ``1e-4`` is parsed as the flag would be."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = None if mark is None else mark.line + 1
+        raise InputError(f"not YAML ({getattr(error, 'problem', error)})", path=path, line=line) from None
+    if root is None:
+        return []
+    if not isinstance(root, yaml.MappingNode):
+        raise InputError("not a mapping", path=path, line=1, remedy="write one `name: value` a line")
+    arguments: list[str] = []
+    for key, value in root.value:
+        line = key.start_mark.line + 1
+        if key.value not in names:
+            raise InputError(f"unknown setting {key.value!r}", path=path, line=line, remedy="see --help")
+        arguments += _yaml_entry(key.value, value, path, line)
+    return arguments
+
+
+def _yaml_entry(name: str, value: yaml.Node, path: Path, line: int) -> list[str]:
+    if isinstance(value, yaml.SequenceNode):
+        return [f"--{name}", *(str(item.value) for item in value.value)]
+    if not isinstance(value, yaml.ScalarNode):
+        raise InputError(f"{name} holds a mapping", path=path, line=line, remedy="give it a value or a list")
+    if value.tag.endswith(":null"):
+        return [f"--{name}", "None"]
+    if value.tag.endswith(":bool"):
+        return [f"--{name}" if value.value.lower() in ("true", "yes", "on") else f"--no_{name}"]
+    return [f"--{name}", str(value.value)]
+
+
+def _flat_values(settings: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _flat_values(value)
+        elif isinstance(value, (tuple, list)):
+            yield field.name, [str(item) if isinstance(item, Path) else item for item in value]
+        else:
+            yield field.name, str(value) if isinstance(value, Path) else value
+
+
+def _as_dataclass(hint: Any) -> type[Any] | None:
+    while get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
+def _condense(box: str) -> tuple[str, str]:
+    """Take the sentence out of tyro's framed complaint, and its suggestion as the remedy."""
+    sections: list[list[str]] = [[]]
+    for raw in box.splitlines():
+        line = raw.strip("│╭╮╰╯ ").strip()
+        if line and not line.strip("─-"):
+            sections.append([])
+        elif line and not raw.startswith("╭"):
+            sections[-1].append(line)
+    if not box.lstrip().startswith("╭") and len(sections) > 1:
+        sections.pop(0)  # without a UTF-8 terminal there is no frame, and the title is a section of its own
+    sentence, hints = sections[0], sections[1:]
+    what = " ".join(sentence).removesuffix(".")
+    if what.startswith("Missing from"):
+        what = "missing " + ", ".join(line.split()[0] for line in sentence if line.startswith("-"))
+    near = [lines[1].split()[0].rstrip(",") for lines in hints if len(lines) > 1 and lines[0].startswith("Perhaps")]
+    return what[:1].lower() + what[1:], f"did you mean {near[0]}?" if near else "see --help"

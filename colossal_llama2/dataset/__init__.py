@@ -1,0 +1,1 @@
+"""Room 3, examples: records, encoding, splicing, buckets, Arrow, loading."""

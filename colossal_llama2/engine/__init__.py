@@ -1,0 +1,1 @@
+"""Room 4, the machine: everything that touches ColossalAI."""

@@ -1,0 +1,1 @@
+"""Room 2, weights: rows for new pieces, freezing."""

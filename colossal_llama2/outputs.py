@@ -1,0 +1,97 @@
+"""Outputs that are whole or absent: work goes to a hidden sibling and takes its final name by a rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from colossal_llama2.errors import InputError
+
+
+def refuse_existing(target: Path, overwrite: bool) -> None:
+    """Complain about an output that is already there; an empty folder counts as absent.
+
+    Raises:
+        InputError: the output exists and `overwrite` is off, or its parent cannot be written.
+    """
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if (target.exists() or target.is_symlink()) and not overwrite:
+        raise InputError("exists already", path=target, remedy="choose another name or pass --overwrite")
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError("cannot be created here", path=target, remedy=f"make {parent} a writable folder")
+
+
+@contextmanager
+def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give an empty hidden sibling of `target` to fill; it becomes `target` when the block ends without an error.
+
+    What stood under the name before is replaced only then, and is still there after a failure.
+
+    Raises:
+        InputError: see `refuse_existing`.
+    """
+    refuse_existing(target, overwrite)
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+        _flush_tree(work)
+        replace_directory(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give the path of a hidden sibling of `target` to write; it becomes `target` when the block ends well.
+
+    Raises:
+        InputError: see `refuse_existing`.
+    """
+    refuse_existing(target, overwrite)
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    try:
+        yield work
+        _flush(work)
+        work.replace(target)
+    finally:
+        work.unlink(missing_ok=True)
+
+
+def replace_directory(work: Path, target: Path) -> None:
+    """Rename `work` to `target`, moving what was there out of the way first and deleting it last."""
+    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    if target.exists() or target.is_symlink():
+        target.rename(replaced)
+    work.rename(target)
+    _flush(target.parent)
+    if replaced.is_dir() and not replaced.is_symlink():
+        shutil.rmtree(replaced)
+    else:
+        replaced.unlink(missing_ok=True)
+
+
+def _flush_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    _flush(folder)
+
+
+def _flush(path: Path) -> None:
+    """Force a file's bytes to the disk, so that a rename never makes an empty file visible after a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Room 1, words: load, expand and check tokenizers."""

@@ -1,0 +1,1 @@
+"""Room 5, stages: one loop for every supervised objective."""
