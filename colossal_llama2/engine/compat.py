@@ -1,0 +1,153 @@
+"""Every departure from stock ColossalAI 0.5.0, one function each: why it is needed and when it can go.
+
+`install` must run before anything else imports ``colossalai``. It refuses any other version, and each patch first
+checks that what it replaces is still there, so that a new ColossalAI fails loudly instead of being patched blindly.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+import types
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from colossal_llama2.errors import InputError
+
+SUPPORTED_VERSION = "0.5.0"
+_installed = False
+
+
+def install() -> None:
+    """Make ColossalAI usable on this torch and this device; safe to call again.
+
+    Raises:
+        InputError: ColossalAI is missing, or is another version than the one these patches were written for.
+    """
+    global _installed  # noqa: PLW0603  the patches are process-wide by nature
+    if _installed:
+        return
+    _check_version()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside ColossalAI that no user of ours can act on
+        _patch_torch_without_hccl()
+        _import_with_stubs()
+        _patch_fp16_growth()
+        if not torch.cuda.is_available():
+            _use_cpu_accelerator()
+            _patch_zero_on_cpu()
+    _installed = True
+
+
+def _check_version() -> None:
+    try:
+        version = importlib.metadata.version("colossalai")
+    except importlib.metadata.PackageNotFoundError:
+        raise InputError(
+            "ColossalAI is not installed", remedy="pip install --no-deps -r requirements-engine.txt"
+        ) from None
+    if version != SUPPORTED_VERSION:
+        raise InputError(
+            f"ColossalAI {version} is installed, and this engine was written for {SUPPORTED_VERSION}",
+            remedy=f"pip install --no-deps colossalai=={SUPPORTED_VERSION}",
+        )
+
+
+def _must_have(owner: Any, name: str) -> Any:
+    """Return `owner.name`; its absence means that ColossalAI changed under a patch."""
+    if not hasattr(owner, name):
+        raise RuntimeError(
+            f"ColossalAI has no {owner!r}.{name} any more: the patch in engine/compat.py must be revised"
+        )
+    return getattr(owner, name)
+
+
+def _patch_torch_without_hccl() -> None:
+    """pipeline/p2p.py:159 asks torch for an Ascend backend that no stock torch has; goes when that line does."""
+    if not hasattr(dist, "is_hccl_available"):
+        dist.is_hccl_available = lambda: False  # type: ignore[attr-defined]
+    backend: Any = dist.distributed_c10d.Backend
+    if not hasattr(backend, "HCCL"):
+        backend.HCCL = "hccl"
+
+
+def _import_with_stubs() -> None:
+    """nn/optimizer imports galore_torch and bitsandbytes for optimizers unused here; goes when those imports are lazy.
+
+    The stubs are taken out again, so that peft's own look for bitsandbytes is not misled.
+    """
+    wanted = {
+        "galore_torch": ("GaLoreAdafactor", "GaLoreAdamW"),
+        "bitsandbytes": (),
+        "bitsandbytes.optim": (),
+        "bitsandbytes.optim.optimizer": ("Optimizer2State",),
+    }
+    stubs = [name for name in wanted if importlib.util.find_spec(name.partition(".")[0]) is None]
+    for name in stubs:
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        module.__path__ = []
+        for attribute in wanted[name]:
+            setattr(module, attribute, type(attribute, (), {}))
+        sys.modules[name] = module
+    try:
+        import colossalai.booster.plugin
+        import colossalai.nn.optimizer  # noqa: F401
+    finally:
+        for name in stubs:
+            sys.modules.pop(name, None)
+
+
+def _patch_fp16_growth() -> None:
+    """mixed_precision_mixin/fp16.py updates the loss scale before the gradients are divided by it.
+
+    So the step on which the scale doubles would halve its gradients. The patch divides by the scale of the backward
+    pass; goes when `get_grad_div_scale` does the same.
+    """
+    from colossalai.amp.naive_amp.mixed_precision_mixin.fp16 import FP16MixedPrecisionMixin
+
+    pre_backward = _must_have(FP16MixedPrecisionMixin, "pre_backward")
+    div_scale = _must_have(FP16MixedPrecisionMixin, "get_grad_div_scale")
+
+    def remember_scale(self: Any, loss: torch.Tensor) -> torch.Tensor:
+        self.backward_scale = self.loss_scale
+        return pre_backward(self, loss)
+
+    def divide_by_it(self: Any) -> float:
+        current = div_scale(self)
+        return getattr(self, "backward_scale", current)
+
+    FP16MixedPrecisionMixin.pre_backward = remember_scale
+    FP16MixedPrecisionMixin.get_grad_div_scale = divide_by_it
+
+
+def _use_cpu_accelerator() -> None:
+    """accelerator/cpu_accelerator.py raises for about 20 methods; goes when it implements them."""
+    from colossalai.accelerator import set_accelerator
+
+    from colossal_llama2.engine.accelerator import cpu_accelerator
+
+    set_accelerator(cpu_accelerator())
+
+
+def _patch_zero_on_cpu() -> None:
+    """low_level_optim.py:254 and :343 admit CUDA and NPU only; goes when the assertion lets a CPU through.
+
+    The dtype half of the check is kept. `record_stream` guards memory reuse across CUDA streams and has no CPU kernel.
+    """
+    from colossalai.zero.low_level import low_level_optim
+
+    _must_have(low_level_optim.LowLevelZeroOptimizer, "_sanity_checks")
+
+    def same_dtype(self: Any) -> None:
+        for group in self.optim.param_groups:
+            for parameter in group["params"]:
+                assert parameter.dtype == self._dtype, (parameter.dtype, self._dtype)
+
+    low_level_optim.LowLevelZeroOptimizer._sanity_checks = same_dtype
+    torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[assignment,method-assign]

@@ -1,0 +1,88 @@
+"""Starting the process group and talking across it: the few collective calls the rest of the project needs."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from colossal_llama2.engine import compat
+
+
+def launch(seed: int, timeout_minutes: int = 30) -> None:
+    """Join the process group of torchrun or `colossalai run`, or make one of a single process.
+
+    The backend is NCCL on CUDA and gloo on a CPU.
+
+    Args:
+        seed: seeds python, numpy and torch alike on every rank; the data order does not depend on it being called.
+        timeout_minutes: how long a rank waits in a collective for a peer that may be dead.
+    """
+    compat.install()
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # ColossalAI's launch_from_torch offers no timeout and seeds CUDA alone; the process group is all it would add.
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def close() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process among all, from 0."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """How many processes take part."""
+    return dist.get_world_size()
+
+
+def is_first() -> bool:
+    """Tell whether this is the rank that writes and speaks."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist.barrier()
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Add each value over all ranks, in fp64, in one call; every rank gets the same sums."""
+    totals = torch.tensor(values, dtype=torch.float64, device=device())
+    dist.all_reduce(totals)
+    return [float(total) for total in totals.tolist()]
+
+
+def largest_over_ranks(value: float) -> float:
+    """Return the largest of the ranks' values."""
+    largest = torch.tensor(value, dtype=torch.float64, device=device())
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return float(largest.item())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

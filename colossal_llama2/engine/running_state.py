@@ -1,0 +1,111 @@
+"""Where a run stands: what must be known beside weights and moments to go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from colossal_llama2.errors import InputError
+
+VERSION = 1
+FILE_NAME = "running_states.json"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What must be the same for a checkpoint to be continued; anything else is another run."""
+
+    tokenizer_fingerprint: str
+    corpus_fingerprint: str
+    plugin: str
+    precision: str
+    trained_parameters: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class RunningState:
+    """A position in a run.
+
+    Attributes:
+        epoch: epoch being trained, from 0.
+        step: optimizer steps done in the whole run.
+        rows_consumed: rows of this epoch that were trained on, over all ranks: valid for any number of ranks.
+        tokens: tokens trained on in the whole run.
+        rows_per_step: rows in a global batch when it was saved.
+        world_size: number of ranks when it was saved; another number cannot restore each rank's random state.
+        scaler: state of the fp16 loss scaler.
+        identity: what the checkpoint belongs to.
+        version: layout of this file.
+    """
+
+    epoch: int
+    step: int
+    rows_consumed: int
+    tokens: int
+    rows_per_step: int
+    world_size: int
+    identity: RunIdentity
+    scaler: dict[str, float] = field(default_factory=dict)
+    version: int = VERSION
+
+
+def write_running_state(state: RunningState, checkpoint_dir: Path) -> None:
+    """Write the state as JSON into a checkpoint folder."""
+    (checkpoint_dir / FILE_NAME).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+
+
+def read_running_state(checkpoint_dir: Path) -> RunningState:
+    """Read the state of a checkpoint folder.
+
+    Raises:
+        InputError: it is missing, damaged or of another version.
+    """
+    path = checkpoint_dir / FILE_NAME
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        version = stored["version"]
+    except FileNotFoundError:
+        raise InputError(
+            "not a checkpoint (no running_states.json)",
+            path=checkpoint_dir,
+            remedy="name an epoch-E_step-S folder, its modeling folder, or `latest`",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot be read ({error})", path=path, remedy="use an older checkpoint") from None
+    if version != VERSION:
+        raise InputError(
+            f"running state of version {version}, and this is version {VERSION}",
+            path=path,
+            remedy="start from its modeling folder, which takes the weights alone",
+        )
+    try:
+        stored["identity"] = RunIdentity(**stored["identity"])
+        return RunningState(**stored)
+    except (TypeError, KeyError) as error:
+        raise InputError(f"cannot be read ({error})", path=path, remedy="use an older checkpoint") from None
+
+
+def refuse_misfit(state: RunningState, identity: RunIdentity, checkpoint_dir: Path) -> None:
+    """Compare a checkpoint's identity with this run's.
+
+    Raises:
+        InputError: naming the first thing that differs.
+    """
+    reasons = {
+        "tokenizer_fingerprint": "another tokenizer",
+        "corpus_fingerprint": "other data",
+        "plugin": "--plugin {theirs}, not {ours}",
+        "precision": "--mixed_precision {theirs}, not {ours}",
+        "trained_parameters": "other trained parameters ({theirs}, not {ours})",
+        "seed": "--seed {theirs}, not {ours}",
+    }
+    for entry in fields(RunIdentity):
+        theirs, ours = getattr(state.identity, entry.name), getattr(identity, entry.name)
+        if theirs != ours:
+            raise InputError(
+                "was made with " + reasons[entry.name].format(theirs=theirs, ours=ours),
+                path=checkpoint_dir,
+                remedy="continue it as it was, or pass its modeling folder to take the weights alone",
+            )

@@ -1,0 +1,209 @@
+"""One model under one Booster plugin: forward, backward, step, the same five calls whatever the plugin does below."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from colossal_llama2.engine import compat, ranks
+from colossal_llama2.engine.plugins import INITIAL_LOSS_SCALE, PluginSettings, build_plugin
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """AdamW's numbers; the learning rate is the schedule's peak."""
+
+    lr: float = 3e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one optimizer step did.
+
+    Attributes:
+        grad_norm: global norm of the unscaled gradients before clipping; infinite or NaN when they overflowed.
+        skipped: True when half-precision gradients overflowed and the weights were left as they were.
+    """
+
+    grad_norm: float
+    skipped: bool
+
+
+class Session:
+    """A model and its optimizer, boosted.
+
+    Args:
+        settings: the plugin and the precision.
+        model: a transformers model on the CPU, trainable parameters marked by `requires_grad`.
+        parameter_groups: trainable parameters with their ``weight_decay``, as torch optimizers take them.
+        adam: the optimizer's numbers.
+        lr_multiplier: maps the number of steps done to a factor on the peak learning rate.
+    """
+
+    def __init__(
+        self,
+        settings: PluginSettings,
+        model: nn.Module,
+        parameter_groups: Iterable[dict[str, Any]],
+        adam: AdamSettings,
+        lr_multiplier: Callable[[int], float],
+    ) -> None:
+        compat.install()
+        from colossalai.booster import Booster
+
+        from colossal_llama2.engine.adam import FusedAdamW
+
+        logging.getLogger("colossalai").setLevel(logging.WARNING)
+        self.settings = settings
+        self.plugin = build_plugin(settings)
+        self.booster = Booster(plugin=self.plugin)
+        optimizer = FusedAdamW(parameter_groups, lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_multiplier)
+        if settings.plugin == "ddp":
+            model.float()  # master weights; autocast computes in half precision
+        model.train()
+        self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        self._precision = _AutocastPrecision(self) if settings.plugin == "ddp" else _ZeroPrecision(self)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self.scheduler.get_last_lr()[0])
+
+    def forward(self, **inputs: Any) -> Any:
+        """Run the model in the precision asked for; what it returns is transformers' output object."""
+        with self._precision.autocast():
+            return self.model(**inputs)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Context around forward and backward of a micro-batch: all but the last of a step need not synchronise."""
+        if last or not self.plugin.support_no_sync():
+            return nullcontext()
+        return self.booster.no_sync(self.model, self.optimizer)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of one micro-batch's loss.
+
+        Gradients are averaged over the ranks, so a loss that is to be summed comes multiplied by the world size.
+        """
+        self._precision.backward(loss)
+
+    def step(self) -> StepOutcome:
+        """Clip, update the weights, clear the gradients and move the schedule on by one step."""
+        outcome = self._precision.step(self.settings.gradient_clipping)
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        return outcome
+
+    def discard_gradients(self) -> None:
+        """Clear the gradients without a step, and move the schedule on all the same."""
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+
+    def scaler_state(self) -> dict[str, float]:
+        """State of the fp16 loss scaler, as plain numbers; empty when there is none."""
+        return self._precision.scaler_state()
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        """Put `scaler_state` back."""
+        if state:
+            self._precision.load_scaler_state(state)
+
+
+def _weights_wider_than(dtype: torch.dtype, model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """Remember the weights that casting to `dtype` would round; boosting replaces their storage."""
+    if dtype == torch.float32:
+        return {}
+    return {p: p.data for p in model.parameters() if p.dtype == torch.float32}
+
+
+class _ZeroPrecision:
+    """ZeRO casts the model and keeps masters and loss scale itself; here its overflow and norm are made visible."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._mixin: Any = getattr(session.optimizer, "mixed_precision_mixin", None)
+        self._scaled = session.settings.precision == "fp16"
+        self._overflowed = False
+        if self._scaled:
+            inner = self._mixin.should_skip_step
+
+            def recorded() -> bool:
+                self._overflowed = inner()
+                return self._overflowed
+
+            self._mixin.should_skip_step = recorded
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._session.booster.backward(loss, self._session.optimizer)
+
+    def step(self, max_norm: float) -> StepOutcome:
+        scale = self._mixin.loss_scale if self._scaled else 1.0
+        self._session.optimizer.step()
+        if self._scaled and self._overflowed:
+            return StepOutcome(grad_norm=float("inf"), skipped=True)
+        return StepOutcome(grad_norm=float(self._session.optimizer.get_grad_norm()) / scale, skipped=False)
+
+    def scaler_state(self) -> dict[str, float]:
+        if not self._scaled:
+            return {}
+        scaler = self._mixin.grad_scaler
+        return {
+            "scale": float(scaler.scale.item()),
+            "growth_step": float(scaler._growth_step),
+            "hysteresis_step": float(scaler._hysteresis_step),
+        }
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        scaler = self._mixin.grad_scaler
+        scaler._scale.fill_(state["scale"])
+        scaler._growth_step = int(state["growth_step"])
+        scaler._hysteresis_step = int(state["hysteresis_step"])
+
+
+class _AutocastPrecision:
+    """DDP keeps fp32 weights; autocast computes in half precision, and torch's scaler guards fp16 gradients."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._dtype = DTYPES[session.settings.precision]
+        self._device = ranks.device().type
+        self._scaler = torch.amp.GradScaler(
+            self._device, init_scale=INITIAL_LOSS_SCALE, enabled=self._dtype == torch.float16
+        )
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._session.booster.backward(self._scaler.scale(loss), self._session.optimizer)
+
+    def step(self, max_norm: float) -> StepOutcome:
+        optimizer = self._session.optimizer.unwrap()
+        self._scaler.unscale_(optimizer)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
+        scale = self._scaler.get_scale()
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        return StepOutcome(grad_norm=float(norm), skipped=self._scaler.get_scale() < scale)
+
+    def scaler_state(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self._scaler.state_dict().items()}
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        self._scaler.load_state_dict({**state, "_growth_tracker": int(state["_growth_tracker"])})
