@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import socket
 from datetime import timedelta
 
@@ -80,6 +81,13 @@ def largest_over_ranks(value: float) -> float:
     largest = torch.tensor(value, dtype=torch.float64, device=device())
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return float(largest.item())
+
+
+def peak_memory() -> int:
+    """Peak so far in bytes: what this rank allocated on CUDA, or the process's resident set on a CPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def _free_port() -> int:

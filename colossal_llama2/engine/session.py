@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from colossal_llama2.engine import compat, ranks
+from colossal_llama2.engine.master_weights import MasterWeights
 from colossal_llama2.engine.plugins import INITIAL_LOSS_SCALE, PluginSettings, build_plugin
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -73,7 +74,13 @@ class Session:
         if settings.plugin == "ddp":
             model.float()  # master weights; autocast computes in half precision
         model.train()
+        wider = {} if settings.plugin == "ddp" else _weights_wider_than(DTYPES[settings.precision], model)
         self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        # What is frozen is saved as it came, not as half precision rounded it; one rank writes, so one keeps it.
+        frozen = {id(p): data for p, data in wider.items() if not p.requires_grad and ranks.is_first()}
+        self.saved_weights = MasterWeights(self.model, self.optimizer, frozen)
+        if any(p.requires_grad for p in wider):
+            self.saved_weights.start_from({id(p): data for p, data in wider.items()})
         self._precision = _AutocastPrecision(self) if settings.plugin == "ddp" else _ZeroPrecision(self)
 
     @property
@@ -133,7 +140,7 @@ class _ZeroPrecision:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._mixin: Any = getattr(session.optimizer, "mixed_precision_mixin", None)
+        self._mixin = cast(Any, getattr(session.optimizer, "mixed_precision_mixin", None))
         self._scaled = session.settings.precision == "fp16"
         self._overflowed = False
         if self._scaled:

@@ -1,0 +1,119 @@
+"""Causal attention that stays inside each document of a spliced row, as an attention function of transformers.
+
+A row holds several documents. The batch says where each one begins (``cu_seq_lens_q``, transformers' own name), and
+attention is computed document by document: what lies outside is never computed, rather than computed and masked. On
+CUDA in half precision one variable-length FlashAttention kernel does all documents (it ships with torch, nothing to
+build).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+NAME = "document_attention"
+FLASH_NAME = "document_flash_attention"
+
+
+def register() -> None:
+    """Make both functions known to transformers under their names; safe to call again."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    for name, function in ((NAME, document_attention), (FLASH_NAME, document_flash_attention)):
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, _no_mask)
+
+
+def document_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend causally inside each document, one `scaled_dot_product_attention` per document.
+
+    Args:
+        module: the attention layer; not used.
+        query: [B, H, S, D].
+        key: [B, K, S, D] with K dividing H.
+        value: [B, K, S, D].
+        attention_mask: must be None; the documents' bounds stand in its place.
+        kwargs: ``cu_seq_lens_q`` [N + 1] int32 over the flattened B * S (on any device), ``scaling``, ``dropout`` and,
+            for models with a window, ``sliding_window`` in tokens.
+
+    Returns:
+        [B, S, H, D], and None for the weights that are never formed.
+    """
+    batch, heads, length, depth = query.shape
+    repeats = heads // key.shape[1]
+    lengths = kwargs["cu_seq_lens_q"].diff().tolist()
+    # Split and cat, not slices: the gradient of a slice is a tensor of the whole row, once per document.
+    documents = zip(*(_flatten(tensor).split(lengths) for tensor in (query, key, value)), strict=True)
+    attended = []
+    for q, k, v in documents:  # each [length of the document, heads, D]
+        output = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1).repeat_interleave(repeats, dim=0)[None],
+            v.transpose(0, 1).repeat_interleave(repeats, dim=0)[None],
+            dropout_p=kwargs.get("dropout") or 0.0,
+            scale=kwargs.get("scaling"),
+            **_causality(len(q), kwargs.get("sliding_window"), query.device),
+        )
+        attended.append(output[0].transpose(0, 1))
+    return torch.cat(attended).view(batch, length, heads, depth), None
+
+
+def document_flash_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Do what `document_attention` does with torch's variable-length FlashAttention: CUDA, fp16 or bf16, no dropout.
+
+    Shapes as there; ``max_length_q`` (int) names the longest document, in tokens.
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, heads, length, depth = query.shape
+    bounds, longest = kwargs["cu_seq_lens_q"].to(query.device), int(kwargs["max_length_q"])
+    window = kwargs.get("sliding_window")
+    output = varlen_attn(
+        _flatten(query),
+        _flatten(key),
+        _flatten(value),
+        bounds,
+        bounds,
+        longest,
+        longest,
+        scale=kwargs.get("scaling"),
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=key.shape[1] != heads,
+    )
+    assert isinstance(output, torch.Tensor)
+    return output.view(batch, length, heads, depth), None
+
+
+def _flatten(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, H, S, D] -> [B * S, H, D], the rows behind one another."""
+    return tensor.transpose(1, 2).reshape(-1, tensor.shape[1], tensor.shape[3])
+
+
+def _causality(length: int, window: int | None, device: torch.device) -> dict[str, Any]:
+    if window is None or window >= length:
+        return {"is_causal": True}
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return {"attn_mask": (distance >= 0) & (distance < window)}
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None

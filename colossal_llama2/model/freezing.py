@@ -1,0 +1,62 @@
+"""Which weights a stage trains."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from colossal_llama2.errors import InputError
+
+
+def freeze_all_but_embeddings(model: nn.Module) -> None:
+    """Leave only the input embedding and the output head trainable: the first stage, which settles the new rows.
+
+    Raises:
+        InputError: the model has no input embedding that transformers can name.
+    """
+    kept = {id(p) for module in embedding_modules(model) for p in module.parameters()}
+    if not kept:
+        raise InputError(f"{type(model).__name__} names no embeddings", remedy="leave out --freeze_non_embeds_params")
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in kept)
+
+
+def embedding_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the input embedding and, where there is one, the output head (the same weights when tied)."""
+    finders = [getattr(model, name, None) for name in ("get_input_embeddings", "get_output_embeddings")]
+    found = [find() for find in finders if callable(find)]
+    return [module for module in found if isinstance(module, nn.Module)]
+
+
+def decay_groups(model: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, object]]:
+    """Split the trainable parameters for the optimizer: matrices decay; norms, biases and embeddings do not.
+
+    Rows of rare pieces receive a gradient now and then but would decay at every step; the same goes for a head tied to
+    them. An untied output head is a matrix like the others.
+
+    Args:
+        model: the model, frozen parameters marked by `requires_grad`.
+        weight_decay: what the decaying group gets.
+        decay_all: let every trainable parameter decay.
+
+    Returns:
+        One or two groups, none of them empty, each parameter in exactly one.
+    """
+    find_embedding = getattr(model, "get_input_embeddings", None)
+    embedding = find_embedding() if callable(find_embedding) else None
+    embedded = {id(p) for p in embedding.parameters()} if isinstance(embedding, nn.Module) else set()
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups[decay_all or (parameter.ndim > 1 and id(parameter) not in embedded)].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
+        for decays, parameters in groups.items()
+        if parameters
+    ]
+
+
+def describe_trained(model: nn.Module) -> str:
+    """Say what is trained, for the log and for telling one run's checkpoint from another's."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    total = sum(1 for _ in model.parameters())
+    return f"{len(trained)} of {total} tensors, {sum(p.numel() for p in trained)} parameters"

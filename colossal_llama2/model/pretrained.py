@@ -1,0 +1,65 @@
+"""Reading a model folder for training: weights in the dtype they were stored in, attention that keeps to documents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from colossal_llama2.errors import InputError
+from colossal_llama2.model import document_attention
+
+
+def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> nn.Module:
+    """Load a causal language model with document attention, on the CPU.
+
+    Args:
+        model_dir: a folder that `transformers` reads; nothing is fetched and no code in it is run.
+        precision: what it will compute in (``fp16``, ``bf16`` or ``fp32``), which decides the attention kernel.
+        use_flash_attn: ask for variable-length FlashAttention, taken where it can run.
+
+    Raises:
+        InputError: the folder is missing or is not a model that transformers knows.
+    """
+    from transformers import AutoModelForCausalLM
+
+    document_attention.register()
+    if not (model_dir / "config.json").is_file():
+        raise InputError(
+            "not a model folder (no config.json)", path=model_dir, remedy="name a folder saved by transformers"
+        )
+    name, _ = choose_attention(precision, use_flash_attn)
+    try:
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype="auto", attn_implementation=name, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
+    model.config.use_cache = False  # type: ignore[union-attr]
+    return model
+
+
+def choose_attention(precision: str, use_flash_attn: bool) -> tuple[str, str]:
+    """Pick the attention function, and the sentence that tells the user which one it is and why."""
+    if not use_flash_attn:
+        return document_attention.NAME, "attention: per document"
+    if not torch.cuda.is_available():
+        return document_attention.NAME, "attention: per document (--use_flash_attn needs CUDA, and there is none here)"
+    if precision == "fp32":
+        return document_attention.NAME, "attention: per document (--use_flash_attn needs fp16 or bf16)"
+    return document_attention.FLASH_NAME, "attention: per document, variable-length FlashAttention"
+
+
+def stored_dtype(model_dir: Path) -> torch.dtype:
+    """Return the dtype a model folder's configuration names; fp32 where it names none."""
+    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(
+            f"unknown dtype {name!r}", path=model_dir / "config.json", remedy="write float16, bfloat16 or float32"
+        )
+    return dtype

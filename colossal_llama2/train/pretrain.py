@@ -1,0 +1,222 @@
+"""`train.py`: continued pretraining, from the flags to the finished model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from colossal_llama2 import cli
+from colossal_llama2.dataset.corpus import PreparedCorpus
+from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
+from colossal_llama2.engine import ranks
+from colossal_llama2.engine.checkpoint import load_checkpoint, save_model, whole_checkpoints
+from colossal_llama2.engine.running_state import RunIdentity, read_running_state, refuse_misfit
+from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
+from colossal_llama2.errors import InputError
+from colossal_llama2.model.belonging import check_belongs
+from colossal_llama2.model.freezing import decay_groups, describe_trained, freeze_all_but_embeddings
+from colossal_llama2.model.pretrained import choose_attention, load_for_training, stored_dtype
+from colossal_llama2.outputs import whole_file
+from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
+from colossal_llama2.train.checkpoints import (
+    MODELING,
+    Checkpoints,
+    Position,
+    StartingPoint,
+    find_starting_point,
+    refuse_existing_run,
+)
+from colossal_llama2.train.flops import peak_flops, step_flops
+from colossal_llama2.train.loop import Run, pretraining_loss_sum, train
+from colossal_llama2.train.run_log import RunLog
+from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
+from colossal_llama2.train.settings import TrainSettings, check_settings
+from colossal_llama2.train.stopping import EXIT_STOPPED, StopRequest
+
+
+def main(settings: TrainSettings) -> int:
+    """Train; return 0, or 143 when a SIGTERM ended the run after a checkpoint."""
+    check_settings(settings)
+    start = find_starting_point(settings.model.pretrained, settings.model.load_checkpoint, settings.output.save_dir)
+    corpus = open_inputs(settings, start)
+    if start.checkpoint_dir is None:
+        refuse_existing_run(settings.output.save_dir, settings.output.overwrite)
+
+    ranks.launch(settings.optimizer.seed)
+    _prepare_outputs(settings, start)
+    run, position = build(settings, start, corpus)
+
+    _announce(settings, run, position)
+    try:
+        position, complete = train(run, position)
+    finally:
+        run.stop.close()
+        if run.log is not None:
+            run.log.close()
+    if complete:
+        _save_finished_model(settings, run)
+    else:
+        cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
+    ranks.close()
+    return 0 if complete else EXIT_STOPPED
+
+
+def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus:
+    """Open the corpus and check that model, tokenizer and corpus belong together.
+
+    Raises:
+        InputError: one of them is missing, or they do not.
+    """
+    check_belongs(settings.model.pretrained)
+    if start.weights_dir != settings.model.pretrained:
+        check_belongs(start.weights_dir)
+    corpus = PreparedCorpus.open(settings.data.dataset)
+    fingerprint = tokenizer_fingerprint(start.weights_dir)
+    if fingerprint != corpus.tokenizer_fingerprint:
+        raise InputError(
+            "the corpus was prepared with another tokenizer than the model's",
+            path=settings.data.dataset[0],
+            remedy=f"prepare it with --tokenizer_dir {start.weights_dir}",
+        )
+    if fingerprint != tokenizer_fingerprint(settings.model.pretrained):
+        raise InputError(
+            "--load_checkpoint and --pretrained have different tokenizers",
+            path=start.weights_dir,
+            remedy="name the model folder that the checkpoint was trained from",
+        )
+    if corpus.max_length > settings.data.max_length:
+        raise InputError(
+            f"the corpus has rows of up to {corpus.max_length} tokens and --max_length is {settings.data.max_length}",
+            path=settings.data.dataset[0],
+            remedy=f"pass --max_length {corpus.max_length}",
+        )
+    return corpus
+
+
+def build(settings: TrainSettings, start: StartingPoint, corpus: PreparedCorpus) -> tuple[Run, Position]:
+    """Load the model, boost it, and put a checkpoint's state into it if there is one."""
+    model = load_for_training(start.weights_dir, settings.parallel.mixed_precision, settings.model.use_flash_attn)
+    if settings.model.freeze_non_embeds_params:
+        freeze_all_but_embeddings(model)
+    if settings.model.use_grad_checkpoint:
+        enable_checkpointing: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
+        enable_checkpointing(gradient_checkpointing_kwargs={"use_reentrant": False})
+    flops, trained = step_flops(model), describe_trained(model)
+    batches = GlobalBatches(corpus, _loader_settings(settings))
+    total_steps = _total_steps(settings, batches)
+    session = _boost(settings, model, total_steps)
+    identity = RunIdentity(
+        tokenizer_fingerprint=corpus.tokenizer_fingerprint,
+        corpus_fingerprint=corpus.fingerprint,
+        plugin=settings.parallel.plugin,
+        precision=settings.parallel.mixed_precision,
+        trained_parameters=trained,
+        seed=settings.optimizer.seed,
+    )
+    checkpoints = Checkpoints(
+        session, settings.output.save_dir, settings.model.pretrained, identity, batches.rows_per_step
+    )
+    position = _resume(checkpoints, start.checkpoint_dir)
+    per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
+    run = Run(
+        session=session,
+        batches=batches,
+        loss_sum=pretraining_loss_sum,
+        checkpoints=checkpoints,
+        total_steps=total_steps,
+        num_epochs=settings.data.num_epochs,
+        save_interval=settings.output.save_interval,
+        stop=StopRequest(),
+        log=_open_log(settings, position.step, total_steps),
+        flops=flops,
+        peak_flops=per_rank * ranks.world_size(),
+    )
+    return run, position
+
+
+def _loader_settings(settings: TrainSettings) -> LoaderSettings:
+    tokenizer = load_tokenizer(settings.model.pretrained)
+    return LoaderSettings(
+        rank=ranks.rank(),
+        world_size=ranks.world_size(),
+        micro_batch_size=settings.data.micro_batch_size,
+        accumulation_steps=settings.data.accumulation_steps,
+        seed=settings.optimizer.seed,
+        pad_token_id=tokenizer.pad_token_id or 0,
+    )
+
+
+def _total_steps(settings: TrainSettings, batches: GlobalBatches) -> int:
+    steps = batches.steps_per_epoch * settings.data.num_epochs
+    return min(steps, settings.data.max_steps or steps)
+
+
+def _boost(settings: TrainSettings, model: nn.Module, total_steps: int) -> Session:
+    options = settings.optimizer
+    warmup = default_warmup_steps(total_steps) if options.warmup_steps is None else options.warmup_steps
+    return Session(
+        settings.plugin_settings,
+        model,
+        decay_groups(model, options.weight_decay, options.decay_all_params),
+        AdamSettings(options.lr, options.adam_beta1, options.adam_beta2, options.adam_eps),
+        partial(cosine_multiplier, total_steps=total_steps, warmup_steps=warmup),
+    )
+
+
+def _resume(checkpoints: Checkpoints, checkpoint_dir: Path | None) -> Position:
+    if checkpoint_dir is None:
+        return Position()
+    state = read_running_state(checkpoint_dir)
+    refuse_misfit(state, checkpoints.identity, checkpoint_dir)
+    exact = load_checkpoint(checkpoints.session, state, checkpoint_dir)
+    checkpoints.last = checkpoint_dir
+    cli.say(f"resumed {checkpoint_dir}: epoch {state.epoch}, step {state.step}, {state.rows_consumed} rows into it")
+    if not exact:
+        cli.say(f"saved by {state.world_size} ranks, continued by {ranks.world_size()}: dropout draws other numbers")
+    if state.rows_per_step != checkpoints.rows_per_step:
+        cli.say(f"a step was {state.rows_per_step} rows and is {checkpoints.rows_per_step} from here on")
+    return Position(epoch=state.epoch, step=state.step, rows_consumed=state.rows_consumed, tokens=state.tokens)
+
+
+def _prepare_outputs(settings: TrainSettings, start: StartingPoint) -> None:
+    """Make the folders and write the settings down; every rank waits until the first has done it."""
+    output = settings.output
+    if ranks.is_first():
+        if start.checkpoint_dir is None and output.save_dir.is_dir():
+            for folder in [*whole_checkpoints(output.save_dir), output.save_dir / MODELING, settings.run_dir]:
+                if folder.resolve() != settings.model.pretrained.resolve():
+                    shutil.rmtree(folder, ignore_errors=True)
+        output.save_dir.mkdir(parents=True, exist_ok=True)
+        for path in filter(None, (output.save_dir / "settings.yaml", output.config_file)):
+            with whole_file(path, overwrite=True) as work:
+                work.write_text(cli.as_yaml(settings), encoding="utf-8")
+    ranks.barrier()
+
+
+def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> RunLog | None:
+    if not ranks.is_first():
+        return None
+    return RunLog(settings.run_dir, first_step, total_steps, settings.output.log_interval)
+
+
+def _announce(settings: TrainSettings, run: Run, position: Position) -> None:
+    corpus = run.batches.corpus
+    _, attention = choose_attention(settings.parallel.mixed_precision, settings.model.use_flash_attn)
+    cli.say(
+        f"{settings.parallel.plugin}, {settings.parallel.mixed_precision}, {ranks.world_size()} ranks on "
+        f"{ranks.device().type}; trained: {run.checkpoints.identity.trained_parameters}; {attention}"
+    )
+    cli.say(
+        f"{corpus.num_rows} rows in {len(corpus.bucket_sizes)} buckets, {run.batches.rows_per_step} rows a step, "
+        f"steps {position.step + 1} to {run.total_steps}"
+    )
+
+
+def _save_finished_model(settings: TrainSettings, run: Run) -> None:
+    target = settings.output.save_dir / MODELING
+    save_model(run.session, target, settings.model.pretrained, stored_dtype(settings.model.pretrained))
+    cli.say(f"model saved to {target}")

@@ -1,0 +1,119 @@
+"""What a run tells while it runs: metrics.jsonl, TensorBoard, a progress bar or a line now and then."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from colossal_llama2.outputs import whole_file
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One line of metrics.jsonl.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: epoch of the step's rows, from 0.
+        tokens: tokens trained on so far.
+        learned_tokens: tokens of this step that a loss was taken on, over all ranks.
+        loss: mean over them, in nats.
+        grad_norm: before clipping; None where half-precision gradients overflowed, which JSON cannot say.
+        lr: learning rate of the step.
+        tokens_per_second: of all ranks together.
+        mfu: model FLOP utilisation, a share.
+        memory: peak so far on the first rank, in bytes: allocated on CUDA, resident on a CPU.
+        seconds: wall time of the step.
+        data_seconds: time of it spent waiting for rows.
+        skipped: True when the weights were left alone (overflow, or nothing to learn).
+    """
+
+    step: int
+    epoch: int
+    tokens: int
+    learned_tokens: int
+    loss: float
+    grad_norm: float | None
+    lr: float
+    tokens_per_second: float
+    mfu: float
+    memory: int
+    seconds: float
+    data_seconds: float
+    skipped: bool
+
+
+class RunLog:
+    """Writes a run's metrics. Only the first rank makes one.
+
+    Args:
+        run_dir: folder of metrics.jsonl and the TensorBoard events.
+        first_step: steps done already; lines of a lost continuation after them are removed, so that a step has one line.
+        total_steps: steps of the whole run.
+        interval: steps between printed lines where there is no terminal.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, total_steps: int, interval: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / METRICS_FILE
+        kept = _lines_up_to(path, first_step)
+        with whole_file(path, overwrite=True) as work:
+            work.write_text("".join(kept), encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8")
+        self._events: Any = SummaryWriter(str(run_dir), purge_step=first_step + 1)
+        self._bar = tqdm(initial=first_step, total=total_steps, unit="step", disable=not sys.stderr.isatty())
+        self._interval, self._total, self._first = interval, total_steps, first_step
+        self._started = time.perf_counter()
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Write one step everywhere."""
+        self._file.write(json.dumps(asdict(metrics), allow_nan=False) + "\n")
+        self._file.flush()
+        for name in ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "memory"):
+            value = getattr(metrics, name)
+            if value is not None:
+                self._events.add_scalar(f"train/{name}", value, metrics.step)
+        self._bar.set_postfix_str(f"loss {metrics.loss:.4f}, {metrics.tokens_per_second:,.0f} tokens/s")
+        self._bar.update(1)
+        if self._bar.disable and (metrics.step % self._interval == 0 or metrics.step in (self._first + 1, self._total)):
+            self._print(metrics)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._events.close()
+        self._bar.close()
+
+    def _print(self, metrics: StepMetrics) -> None:
+        seconds_per_step = (time.perf_counter() - self._started) / (metrics.step - self._first)
+        remaining = (self._total - metrics.step) * seconds_per_step
+        print(
+            f"step {metrics.step}/{self._total}  loss {metrics.loss:.4f}  lr {metrics.lr:.2e}  "
+            f"grad norm {'overflow' if metrics.grad_norm is None else format(metrics.grad_norm, '.3f')}  "
+            f"{metrics.tokens_per_second:,.0f} tokens/s  {tqdm.format_interval(remaining)} left",
+            flush=True,
+        )
+
+
+def _lines_up_to(path: Path, step: int) -> list[str]:
+    """Return the lines of steps that are not going to be repeated; a line torn by a kill is not one of them."""
+    if not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept

@@ -1,0 +1,170 @@
+"""The flags of `train.py`: one field an option, its docstring the help, what cannot be refused here and not later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision, check_plugin
+from colossal_llama2.errors import InputError
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What is trained."""
+
+    pretrained: Path
+    """Model folder to start from, its tokenizer inside."""
+    load_checkpoint: str = ""
+    """Checkpoint folder to resume in full, its `modeling` folder to take weights alone (the next stage), or `latest`
+    for the newest whole checkpoint in --save_dir."""
+    freeze_non_embeds_params: bool = False
+    """Train the input embedding and the output head alone: the stage that settles new rows."""
+    use_grad_checkpoint: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    use_flash_attn: bool = False
+    """Use variable-length FlashAttention where it can run (CUDA, fp16 or bf16); the log says what was taken."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What it is trained on, and how long."""
+
+    dataset: tuple[Path, ...]
+    """Prepared corpora (or single part folders of one); bucket i is part i of every one of them."""
+    num_epochs: int = 1
+    """How often the corpus is gone through."""
+    max_steps: int | None = None
+    """Stop after this many optimizer steps; the schedule ends there too."""
+    micro_batch_size: Annotated[int, tyro.conf.arg(aliases=["--batch_size"])] = 1
+    """Rows a rank computes at a time."""
+    accumulation_steps: int = 1
+    """Micro-batches a rank adds up before an optimizer step."""
+    max_length: int = 4096
+    """Longest row accepted, in tokens; a corpus prepared with longer rows is refused."""
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """How it learns."""
+
+    lr: float = 3e-4
+    """Peak learning rate; a cosine takes it down to a tenth."""
+    warmup_steps: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    """Steps of linear warm-up (default: 2.5% of the steps)."""
+    weight_decay: Annotated[float, tyro.conf.arg(aliases=["-w"])] = 0.1
+    """Decoupled weight decay of matrices; norms, biases and embeddings do not decay."""
+    decay_all_params: bool = False
+    """Let norms, biases and embeddings decay as well."""
+    gradient_clipping: Annotated[float, tyro.conf.arg(aliases=["--grad_clip"])] = 1.0
+    """Largest global gradient norm; 0 for no clipping."""
+    adam_beta1: float = 0.9
+    """AdamW's decay rate of the first moment."""
+    adam_beta2: float = 0.95
+    """AdamW's decay rate of the second moment."""
+    adam_eps: float = 1e-8
+    """AdamW's epsilon."""
+    seed: int = 42
+    """Decides the data order inside buckets, and dropout if the model has any."""
+
+
+@dataclass(frozen=True)
+class ParallelOptions:
+    """How it is spread over the ranks."""
+
+    plugin: PluginName = "zero2"
+    """ColossalAI plugin: zero2 shards gradients and optimizer state, zero2_cpu keeps them in host memory, ddp
+    replicates everything."""
+    mixed_precision: Precision = "fp16"
+    """What forward and backward compute in; master weights are fp32 throughout."""
+    tp: int = 1
+    """Degree of tensor parallelism."""
+    pp: int = 1
+    """Degree of pipeline parallelism."""
+    sp: int = 1
+    """Degree of sequence parallelism."""
+    zero: Annotated[int, tyro.conf.arg(aliases=["--zero_stage"])] = 1
+    """ZeRO stage inside a plugin that leaves the choice open; zero2 and ddp do not."""
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written where."""
+
+    save_dir: Path
+    """Folder of the checkpoints and, at the end, of the finished model (`modeling`)."""
+    tensorboard_dir: Path | None = None
+    """Folder of metrics.jsonl and the TensorBoard events (default: SAVE_DIR/run)."""
+    config_file: Path | None = None
+    """Where the resolved settings are saved as YAML, besides SAVE_DIR/settings.yaml; read back by --config."""
+    save_interval: int = 1000
+    """Steps between checkpoints; 0 writes none but the finished model."""
+    log_interval: int = 10
+    """Steps between lines of progress where there is no terminal."""
+    overwrite: bool = False
+    """Discard the checkpoints and the model that an earlier run left in --save_dir."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Continue pretraining a model on a prepared corpus.
+
+    Start it alone, or on several ranks with `torchrun` or `colossalai run`.
+    """
+
+    model: ModelOptions
+    data: DataOptions
+    output: OutputOptions
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    parallel: ParallelOptions = field(default_factory=ParallelOptions)
+
+    @property
+    def plugin_settings(self) -> PluginSettings:
+        """What the engine needs to know of these settings."""
+        options = self.parallel
+        return PluginSettings(
+            plugin=options.plugin,
+            precision=options.mixed_precision,
+            gradient_clipping=self.optimizer.gradient_clipping,
+            tp=options.tp,
+            pp=options.pp,
+            sp=options.sp,
+            zero=options.zero,
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the metrics."""
+        return self.output.tensorboard_dir or self.output.save_dir / "run"
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Refuse numbers and combinations that cannot work, before anything is loaded.
+
+    Raises:
+        InputError: naming the flag.
+    """
+    data, optimizer, output = settings.data, settings.optimizer, settings.output
+    least = {
+        "num_epochs": (data.num_epochs, 1),
+        "micro_batch_size": (data.micro_batch_size, 1),
+        "accumulation_steps": (data.accumulation_steps, 1),
+        "max_length": (data.max_length, 2),
+        "save_interval": (output.save_interval, 0),
+        "log_interval": (output.log_interval, 1),
+        "max_steps": (1 if data.max_steps is None else data.max_steps, 1),
+        "warmup_steps": (optimizer.warmup_steps or 0, 0),
+        "weight_decay": (optimizer.weight_decay, 0),
+        "seed": (optimizer.seed, 0),
+    }
+    for name, (value, smallest) in least.items():
+        if value < smallest:
+            raise InputError(f"--{name} is {value}", remedy=f"give at least {smallest}")
+    if not optimizer.lr > 0:
+        raise InputError(f"--lr is {optimizer.lr}", remedy="give a positive number")
+    if not data.dataset:
+        raise InputError("--dataset names no folder", remedy="give at least one prepared corpus")
+    check_plugin(settings.plugin_settings)
