@@ -38,6 +38,7 @@ def install() -> None:
         _patch_torch_without_hccl()
         _import_with_stubs()
         _patch_fp16_growth()
+        _speak_only_of_trouble()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -101,6 +102,17 @@ def _import_with_stubs() -> None:
     finally:
         for name in stubs:
             sys.modules.pop(name, None)
+
+
+def _speak_only_of_trouble() -> None:
+    """ColossalAI narrates every save on standard output, and uses torch calls that torch warns about.
+
+    Neither is for our users to act on; goes when it logs to a logger that can be configured from outside.
+    """
+    from colossalai.logging import get_dist_logger
+
+    get_dist_logger().set_level("WARNING")
+    warnings.filterwarnings("ignore", module=r"colossalai\.")
 
 
 def _patch_fp16_growth() -> None:

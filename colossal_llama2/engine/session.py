@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -65,7 +64,6 @@ class Session:
 
         from colossal_llama2.engine.adam import FusedAdamW
 
-        logging.getLogger("colossalai").setLevel(logging.WARNING)
         self.settings = settings
         self.plugin = build_plugin(settings)
         self.booster = Booster(plugin=self.plugin)

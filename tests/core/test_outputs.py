@@ -1,0 +1,77 @@
+"""Outputs are whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from colossal_llama2.errors import InputError
+from colossal_llama2.outputs import whole_directory, whole_file
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "out"
+    with whole_directory(target) as work:
+        (work / "x").write_text("1")
+        assert not target.exists()
+    assert names(target) == ["x"]
+    assert names(target.parent) == ["out"]
+
+
+def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), whole_directory(tmp_path / "out") as work:
+        (work / "x").write_text("1")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), whole_file(tmp_path / "file") as path:
+        path.write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == []
+
+
+def test_what_exists_is_kept_unless_overwriting(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("1")
+    with pytest.raises(InputError, match="--overwrite"), whole_directory(target):
+        raise AssertionError("the block must not be entered")
+    with pytest.raises(RuntimeError), whole_directory(target, overwrite=True):
+        raise RuntimeError
+    assert names(target) == ["old"]
+    with whole_directory(target, overwrite=True) as work:
+        (work / "new").write_text("2")
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_an_empty_folder_counts_as_absent(tmp_path: Path) -> None:
+    with whole_directory(tmp_path / "out") as work:
+        (work / "x").write_text("1")
+    assert names(tmp_path / "out") == ["x"]
+
+
+def test_a_file_replaces_another_only_when_asked(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(InputError, match="exists already"), whole_file(target):
+        raise AssertionError("the block must not be entered")
+    with whole_file(target, overwrite=True) as path:
+        path.write_text("new")
+    assert target.read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the superuser may write everywhere
+    with pytest.raises(InputError, match="cannot be created"), whole_directory(tmp_path / "out"):
+        raise AssertionError("the block must not be entered")
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be created"), whole_directory(tmp_path / "file" / "out"):
+        raise AssertionError("the block must not be entered")

@@ -1,0 +1,70 @@
+"""Running states come back as they were, and refuse what they do not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from colossal_llama2.engine.running_state import (
+    FILE_NAME,
+    RunIdentity,
+    RunningState,
+    read_running_state,
+    refuse_misfit,
+    write_running_state,
+)
+from colossal_llama2.errors import InputError
+
+IDENTITY = RunIdentity("tokenizer", "corpus", "zero2", "bf16", "12 of 12 tensors, 100 parameters", 7)
+STATE = RunningState(
+    epoch=1,
+    step=30,
+    rows_consumed=64,
+    tokens=4096,
+    rows_per_step=8,
+    world_size=2,
+    identity=IDENTITY,
+    scaler={"scale": 8.0},
+)
+
+
+def test_it_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_running_state(STATE, tmp_path)
+    assert read_running_state(tmp_path) == STATE
+    refuse_misfit(STATE, IDENTITY, tmp_path)
+
+
+def test_every_difference_is_refused_with_its_reason(tmp_path: Path) -> None:
+    names = [entry.name for entry in fields(RunIdentity)]
+    assert names
+    for name in names:
+        other = replace(IDENTITY, **{name: 8 if name == "seed" else "something else"})
+        with pytest.raises(InputError, match="was made with") as caught:
+            refuse_misfit(STATE, other, tmp_path)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    write_running_state(replace(STATE, version=99), tmp_path)
+    with pytest.raises(InputError, match="version 99"):
+        read_running_state(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 1, "identity": {}}'])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE_NAME).write_text(content)
+    with pytest.raises(InputError, match=FILE_NAME):
+        read_running_state(tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a checkpoint"):
+        read_running_state(tmp_path)
+
+
+def test_it_is_plain_json(tmp_path: Path) -> None:
+    write_running_state(STATE, tmp_path)
+    assert json.loads((tmp_path / FILE_NAME).read_text())["identity"]["plugin"] == "zero2"
