@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from colossal_llama2 import cli
 from colossal_llama2.train.pretrain import main
 from colossal_llama2.train.settings import TrainSettings
 
 if __name__ == "__main__":
-    cli.run(TrainSettings, main)
+    # os._exit: a process group's threads that outlive the interpreter abort it now and then (gloo, 1 run in 10), which
+    # torchrun would report as a failure of a run that has saved everything.
+    cli.run(TrainSettings, main, leave=os._exit)

@@ -25,11 +25,16 @@ _CONFIG_FLAG = "--config"
 _CONFIG_HELP = "--config FILE.yaml reads any of these by the same names; a flag wins over the file."
 
 
-def run(settings_type: type[Settings], main: Callable[[Settings], int | None]) -> None:
+def run(
+    settings_type: type[Settings],
+    main: Callable[[Settings], int | None],
+    leave: Callable[[int], Any] = sys.exit,
+) -> None:
     """Parse the command line into `settings_type`, run `main`, and leave the process.
 
     Exit codes: what `main` returns (0 for None), 2 after one ``error:`` line for an `InputError` or an impossible
-    command line, 1 after a traceback for anything else. Of several ranks only the first one speaks.
+    command line, 1 after a traceback for anything else. Of several ranks only the first one speaks. `leave` ends the
+    process with the code.
     """
     _cut_pipes_quietly()
     try:
@@ -46,7 +51,7 @@ def run(settings_type: type[Settings], main: Callable[[Settings], int | None]) -
         code = EXIT_FAILURE
     sys.stdout.flush()
     sys.stderr.flush()
-    sys.exit(code)
+    leave(code)
 
 
 def parse(settings_type: type[Settings], arguments: Sequence[str]) -> Settings:

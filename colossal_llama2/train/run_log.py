@@ -56,7 +56,7 @@ class RunLog:
 
     Args:
         run_dir: folder of metrics.jsonl and the TensorBoard events.
-        first_step: steps done already; lines of a lost continuation after them are removed, so that a step has one line.
+        first_step: steps done already; lines after them, of a continuation that was lost, are removed.
         total_steps: steps of the whole run.
         interval: steps between printed lines where there is no terminal.
     """

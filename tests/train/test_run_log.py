@@ -1,0 +1,51 @@
+"""metrics.jsonl has one line a step, also after a continuation that was lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from colossal_llama2.train.run_log import METRICS_FILE, RunLog, StepMetrics
+
+METRICS = StepMetrics(
+    step=1, epoch=0, tokens=100, learned_tokens=90, loss=2.5, grad_norm=1.0, lr=1e-4, tokens_per_second=1e3, mfu=0.3,
+    memory=1 << 20, seconds=0.1, data_seconds=0.01, skipped=False,
+)  # fmt: skip
+
+
+def write(run_dir: Path, first: int, last: int, loss: float = 2.5) -> None:
+    log = RunLog(run_dir, first, 10, interval=1)
+    for step in range(first + 1, last + 1):
+        log.step(replace(METRICS, step=step, loss=loss))
+    log.close()
+
+
+def lines(run_dir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
+
+
+def test_one_line_a_step(tmp_path: Path) -> None:
+    write(tmp_path, 0, 5)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    assert any(path.name.startswith("events.out.tfevents") for path in tmp_path.iterdir())
+
+
+def test_a_resume_replaces_what_was_lost(tmp_path: Path) -> None:
+    write(tmp_path, 0, 5)
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 6, "lo')  # torn by a kill
+    write(tmp_path, 3, 6, loss=1.0)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
+        (1, 2.5), (2, 2.5), (3, 2.5), (4, 1.0), (5, 1.0), (6, 1.0),
+    ]  # fmt: skip
+
+
+def test_an_overflow_is_said_in_json_and_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, 0, 1, interval=1)
+    log.step(replace(METRICS, grad_norm=None, skipped=True))
+    log.close()
+    assert lines(tmp_path)[0]["grad_norm"] is None
+    assert "overflow" in capsys.readouterr().out
