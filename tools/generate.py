@@ -1,0 +1,7 @@
+"""Continue a prompt on standard output."""
+
+from colossal_llama2 import cli
+from colossal_llama2.chat.generate import GenerateSettings, main
+
+if __name__ == "__main__":
+    cli.run(GenerateSettings, main)
