@@ -130,7 +130,7 @@ def find_transformers_mismatches(
     mismatches: list[Mismatch] = []
     for text, ids in zip(texts, processor.encode(texts, out_type="numpy"), strict=True):
         expected = (*before, *ids.tolist(), *after)
-        actual = tuple(tokenizer(text)["input_ids"])
+        actual = tuple(tokenizer(text, verbose=False)["input_ids"])
         if actual != expected:
             mismatches.append(Mismatch(text, expected, actual))
     return mismatches

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from colossal_llama2.errors import InputError
 
@@ -33,10 +33,12 @@ def read_piece_model(path: Path) -> PieceModel:
         InputError: the file cannot be read or is not a SentencePiece model.
     """
     try:
-        return parse_piece_model(path.read_bytes())
+        raw = path.read_bytes()
+        SentencePieceProcessor(model_proto=raw)  # knows more ways of being broken than the format does
+        return parse_piece_model(raw)
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path) from None
-    except ValueError:
+    except (ValueError, RuntimeError):
         raise InputError(
             "not a SentencePiece model",
             path=path,

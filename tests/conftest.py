@@ -1,0 +1,132 @@
+"""Tiny tokenizers that every room's tests may use; trained here, in a second, from sentences written here."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+_WORDS = (
+    "the quick brown fox jumps over a lazy dog while seven wizards vex quietly bold journeys through many old towns"
+)
+_HAN = "今天天气很好我们学习语言模型中国文字世界你好大小"
+
+
+def sentences() -> list[str]:
+    """Return a few hundred English sentences with some Chinese, numbers and code; the same on every call."""
+    words = _WORDS.split()
+    english = [" ".join(words[(i * j) % len(words)] for j in range(1, 9)) + "." for i in range(1, 300)]
+    chinese = [_HAN[i % len(_HAN)] + " " + _HAN[(i * 7) % len(_HAN)] for i in range(60)]
+    code = [f"def f{i}(x):\n    return  x * {i * 37}\t# {i}" for i in range(60)]
+    return english + chinese + code
+
+
+def train_piece_model(**options: Any) -> bytes:
+    """Train a SentencePiece model of about 600 pieces; by default of Llama's kind (BPE, bytes, identity)."""
+    writer = io.BytesIO()
+    settings: dict[str, Any] = {
+        "model_type": "bpe",
+        "vocab_size": 600,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "split_digits": True,
+        "character_coverage": 1.0,
+        "num_threads": 1,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences()), model_writer=writer, **{**settings, **options}
+    )
+    return writer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def piece_model_bytes() -> Callable[..., bytes]:
+    """Give a function that trains a SentencePiece model with the options named, each combination once."""
+    known: dict[str, bytes] = {}
+
+    def trained(**options: Any) -> bytes:
+        key = json.dumps(options, sort_keys=True)
+        if key not in known:
+            known[key] = train_piece_model(**options)
+        return known[key]
+
+    return trained
+
+
+@pytest.fixture(scope="session")
+def llama_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, piece_model_bytes: Callable[..., bytes]) -> Path:
+    """Give a folder with a tiny tokenizer of Llama's kind: tokenizer.model and tokenizer_config.json. Read only."""
+    folder = tmp_path_factory.mktemp("llama_tokenizer")
+    (folder / "tokenizer.model").write_bytes(piece_model_bytes())
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "model_max_length": 512,
+        "chat_template": "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{{ eos_token }}{% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with a tiny byte-level BPE tokenizer, as Llama-3 has: tokenizer.json alone. Read only."""
+    folder = tmp_path_factory.mktemp("byte_level_tokenizer")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|begin|>", "<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sentences(), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Path:
+    """Give a model folder: random Llama, 2 layers, 640 rows, 128 positions, the tiny tokenizer inside. Read only."""
+    import shutil
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=640,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in llama_tokenizer_dir.iterdir():
+        shutil.copyfile(path, folder / path.name)
+    return folder
