@@ -1,0 +1,141 @@
+"""A prepared corpus, or several, as training sees them: buckets of rows, read where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from colossal_llama2.dataset.ledger import MANIFEST, VERSION
+from colossal_llama2.dataset.parts import PartReader, Row
+from colossal_llama2.errors import InputError
+
+
+@dataclass(frozen=True)
+class _Part:
+    folder: Path
+    bucket: int
+    reader: PartReader
+    sha256: str
+
+
+class PreparedCorpus:
+    """Rows of one or several prepared corpora; bucket i holds part i of every one of them.
+
+    Attributes:
+        bucket_sizes: [K] int64, rows per bucket.
+        num_rows: rows in all.
+        max_length: longest row any of them may hold, in tokens.
+        tokenizer_fingerprint: hash of the tokenizer they were encoded with.
+        fingerprint: hash of all rows in their order.
+    """
+
+    def __init__(self, parts: Sequence[_Part], max_length: int, tokenizer_fingerprint: str) -> None:
+        self._parts = sorted(parts, key=lambda part: part.bucket)  # stable: the order of the folders inside a bucket
+        sizes = np.array([len(part.reader) for part in self._parts], dtype=np.int64)
+        self._firsts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        numbers = np.array([part.bucket for part in self._parts])
+        self.bucket_sizes: npt.NDArray[np.int64] = np.array(
+            [int(sizes[numbers == bucket].sum()) for bucket in np.unique(numbers)], dtype=np.int64
+        )
+        self.num_rows = int(sizes.sum())
+        self.max_length = max_length
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        content = [[part.bucket, part.sha256] for part in self._parts]
+        self.fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @staticmethod
+    def open(dirs: Sequence[Path]) -> PreparedCorpus:
+        """Open prepared corpora, or single ``part-XXXXX`` folders of them.
+
+        Raises:
+            InputError: a folder is missing or not one of ours, is named twice, or was encoded with another tokenizer.
+        """
+        parts: list[_Part] = []
+        manifests: list[tuple[Path, dict[str, Any]]] = []
+        for folder in dirs:
+            home = folder if (folder / MANIFEST).is_file() else folder.parent
+            manifest = _read_manifest(folder, home)
+            manifests.append((folder, manifest))
+            wanted = {folder.name} if home != folder else None
+            found = [part for part in _open_parts(home, manifest) if wanted is None or part.folder.name in wanted]
+            if not found:
+                raise InputError("is no part of the corpus it lies in", path=folder, remedy="name a part-XXXXX folder")
+            parts += found
+        _refuse_twice(parts)
+        fingerprints = {manifest["tokenizer"]["fingerprint"] for _, manifest in manifests}
+        if len(fingerprints) > 1:
+            raise InputError(
+                "was encoded with another tokenizer than the corpus before it",
+                path=next(p for p, m in manifests if m["tokenizer"] != manifests[0][1]["tokenizer"]),
+                remedy="prepare both with the model's tokenizer",
+            )
+        return PreparedCorpus(parts, max(m["max_length"] for _, m in manifests), fingerprints.pop())
+
+    def row(self, index: int) -> Row:
+        """Return a row by its global number, buckets counted through in order."""
+        part, inside = self._find(index)
+        return part.reader.row(inside)
+
+    def describe_row(self, index: int) -> str:
+        """Say where a row lies, for a person who wants to look at it."""
+        part, inside = self._find(index)
+        return f"row {inside} of {part.folder}"
+
+    def _find(self, index: int) -> tuple[_Part, int]:
+        number = int(np.searchsorted(self._firsts, index, side="right")) - 1
+        return self._parts[number], index - int(self._firsts[number])
+
+
+def _read_manifest(folder: Path, home: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise InputError("does not exist", path=folder, remedy="name the output of prepare_pretrain_dataset")
+    try:
+        manifest: dict[str, Any] = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
+        version = manifest["version"]
+    except FileNotFoundError:
+        raise InputError(
+            f"not a prepared corpus (no {MANIFEST})",
+            path=folder,
+            remedy="name the --data_arrow_output_dir of prepare_pretrain_dataset",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot be read ({error})", path=home / MANIFEST, remedy="prepare the corpus again") from None
+    if version != VERSION:
+        raise InputError(
+            f"has layout version {version}, and this is version {VERSION}", path=home, remedy="prepare the corpus again"
+        )
+    return manifest
+
+
+def _open_parts(home: Path, manifest: dict[str, Any]) -> list[_Part]:
+    parts = []
+    for entry in manifest["buckets"]:
+        folder = home / f"part-{entry['bucket']:05d}"
+        try:
+            reader = PartReader(folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot be read ({error})", path=folder, remedy="prepare the corpus again") from None
+        if len(reader) != entry["rows"]:
+            raise InputError(
+                f"holds {len(reader)} rows and {MANIFEST} says {entry['rows']}",
+                path=folder,
+                remedy="prepare the corpus again",
+            )
+        parts.append(_Part(folder, entry["bucket"], reader, entry["arrow_sha256"]))
+    return parts
+
+
+def _refuse_twice(parts: Sequence[_Part]) -> None:
+    seen: set[Path] = set()
+    for part in parts:
+        real = part.folder.resolve()
+        if real in seen:
+            raise InputError("is named twice by --dataset", path=part.folder, remedy="name it once")
+        seen.add(real)

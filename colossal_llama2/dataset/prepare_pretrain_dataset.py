@@ -1,0 +1,230 @@
+"""`tools/prepare_pretrain_dataset.py`: jsonl corpora to spliced rows in balanced buckets, every token accounted for."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tqdm import tqdm
+
+from colossal_llama2 import cli
+from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard
+from colossal_llama2.dataset.inputs import InputFile, Shard, find_inputs, split_into_shards
+from colossal_llama2.dataset.ledger import (
+    MANIFEST,
+    VERSION,
+    WrittenBucket,
+    balance,
+    bucket_ledger,
+    category_ledger,
+    file_ledger,
+    write_manifest,
+)
+from colossal_llama2.dataset.parts import IGNORED, PartWriter
+from colossal_llama2.dataset.planning import BucketJob, Corpus, build_rows, gather, plan_buckets
+from colossal_llama2.errors import InputError
+from colossal_llama2.outputs import refuse_existing, whole_directory
+from colossal_llama2.tokenizer.loading import Encoder, load_encoder
+
+MAX_BINS = 100_000
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """Encode, splice and bucket jsonl corpora for continued pretraining.
+
+    A record is {"source": "...", "target": "...", "category": "..."}: the target is learned, the source is seen, the
+    category names the sub-dataset and is spread over all buckets.
+    """
+
+    data_input_dirs: str
+    """Folders (searched in depth for .jsonl) or single files, separated by commas."""
+    tokenizer_dir: Path
+    """Tokenizer folder, or a model folder with its tokenizer inside."""
+    data_cache_dir: Path = Path("jsonl_to_arrow_cache")
+    """Encoded shards are kept here; a second run over the same text takes them up again."""
+    data_jsonl_output_dir: Path = Path("spliced_tokenized_output_jsonl")
+    """The spliced rows as jsonl, one file a bucket."""
+    data_arrow_output_dir: Path = Path("spliced_tokenized_output_arrow")
+    """The spliced rows as Arrow, one folder a bucket, and manifest.json: what train.py reads."""
+    max_length: int = 4096
+    """Tokens a row can hold; longer documents go on in further rows of the same bucket."""
+    num_spliced_dataset_bins: int = 10
+    """Number of buckets."""
+    seed: int = 42
+    """Decides the order of rows inside a bucket."""
+    num_workers: int = 0
+    """Worker processes; 0 takes one a processor. The output does not depend on it."""
+    bad_records: Literal["error", "skip"] = "error"
+    """What to do with a line that is not a record: stop and name it, or pass it over and list it in the ledger."""
+    overwrite: bool = False
+    """Replace existing outputs."""
+
+
+def main(settings: PrepareSettings) -> None:
+    """Prepare the corpus; both output folders appear when everything is written and the ledger balances."""
+    files, ignored, encoder = _check(settings)
+    shards = split_into_shards(files)
+    with _workers(settings.num_workers) as run:
+        encoded = _encode(settings, shards, run)
+        corpus = gather(encoded)
+        _refuse_too_few(settings, corpus)
+        jobs, buckets = plan_buckets(corpus, settings.num_spliced_dataset_bins, settings.max_length, settings.seed)
+        with (
+            whole_directory(settings.data_jsonl_output_dir, settings.overwrite) as jsonl_dir,
+            whole_directory(settings.data_arrow_output_dir, settings.overwrite) as arrow_dir,
+        ):
+            write = partial(_write_bucket, arrow_dir=arrow_dir, jsonl_dir=jsonl_dir)
+            written = list(_progress(run(write, jobs), len(jobs), "writing buckets"))
+            ledger: dict[str, Any] = {
+                **_heading(settings, encoder),
+                "files": file_ledger(files, shards, encoded),
+                "ignored_files": ignored,
+                "categories": category_ledger(corpus, buckets, len(jobs), settings.max_length),
+                "buckets": bucket_ledger(written, settings.max_length),
+                "refused_records": [asdict(refusal) for entry in encoded for refusal in entry.refusals],
+            }
+            ledger["totals"] = _totals(ledger)
+            balance(ledger, written)
+            write_manifest(ledger, arrow_dir)
+            for folder in (arrow_dir, jsonl_dir):
+                (folder / "settings.yaml").write_text(cli.as_yaml(settings), encoding="utf-8")
+    _report(settings, ledger)
+
+
+def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encoder]:
+    """Refuse what cannot work before anything is written."""
+    if settings.max_length < 2:
+        raise InputError(
+            f"--max_length is {settings.max_length}", remedy="give at least 2: one token predicts the next"
+        )
+    if not 1 <= settings.num_spliced_dataset_bins <= MAX_BINS:
+        raise InputError(
+            f"--num_spliced_dataset_bins is {settings.num_spliced_dataset_bins}", remedy=f"give 1 to {MAX_BINS}"
+        )
+    if settings.num_workers < 0 or settings.seed < 0:
+        raise InputError("--num_workers and --seed cannot be negative", remedy="give 0 or more")
+    entries = cli.comma_separated(settings.data_input_dirs)
+    if not entries:
+        raise InputError("--data_input_dirs names nothing", remedy="name folders or jsonl files, separated by commas")
+    encoder = load_encoder(settings.tokenizer_dir)
+    files, ignored = find_inputs(entries)
+    for folder in (settings.data_arrow_output_dir, settings.data_jsonl_output_dir):
+        refuse_existing(folder, settings.overwrite)
+    if settings.data_arrow_output_dir.absolute() == settings.data_jsonl_output_dir.absolute():
+        raise InputError("both outputs go to one folder", path=settings.data_arrow_output_dir, remedy="name two")
+    if ignored:
+        cli.warn(
+            f"{len(ignored)} files are not .jsonl and were passed over: {', '.join(ignored[:3])}"
+            + " ..." * (len(ignored) > 3)
+        )
+    if encoder.eos_token_id is None:
+        cli.warn("the tokenizer has no end-of-sequence token, so the model will not learn where documents end")
+    return files, ignored, encoder
+
+
+def _encode(settings: PrepareSettings, shards: Sequence[Shard], run: _Runner) -> list[EncodedShard]:
+    settings.data_cache_dir.mkdir(parents=True, exist_ok=True)
+    job = EncodingJob(settings.tokenizer_dir, settings.data_cache_dir, settings.bad_records == "skip")
+    return list(_progress(run(partial(encode_shard, job=job), shards), len(shards), "encoding"))
+
+
+def _refuse_too_few(settings: PrepareSettings, corpus: Corpus) -> None:
+    documents, bins = len(corpus.tokens), settings.num_spliced_dataset_bins
+    if not documents:
+        raise InputError("holds no record", path=settings.data_input_dirs, remedy="name folders with records in them")
+    if documents < bins:
+        raise InputError(
+            f"{documents} documents cannot fill {bins} buckets, and a document stays in one",
+            path=settings.data_input_dirs,
+            remedy=f"pass --num_spliced_dataset_bins {documents} or fewer",
+        )
+
+
+def _write_bucket(job: BucketJob, arrow_dir: Path, jsonl_dir: Path) -> WrittenBucket:
+    """Write one bucket and count it from the rows that are written."""
+    rows = tokens = learned = pieces = empty = 0
+    with PartWriter(arrow_dir, jsonl_dir, job.bucket) as writer:
+        for row in build_rows(job):
+            writer.write(row)
+            learned_here = int((row.labels != IGNORED).sum())
+            rows, tokens, pieces = rows + 1, tokens + len(row.input_ids), pieces + len(row.seq_lens)
+            learned, empty = learned + learned_here, empty + (learned_here == 0)
+    return WrittenBucket(job.bucket, rows, tokens, learned, pieces, empty, writer.content_hash())
+
+
+def _heading(settings: PrepareSettings, encoder: Encoder) -> dict[str, Any]:
+    deciding = [VERSION, settings.max_length, settings.num_spliced_dataset_bins, settings.seed, settings.bad_records]
+    return {
+        "version": VERSION,
+        "max_length": settings.max_length,
+        "num_buckets": settings.num_spliced_dataset_bins,
+        "seed": settings.seed,
+        "settings_sha256": hashlib.sha256(repr(deciding).encode()).hexdigest(),
+        "tokenizer": {
+            "fingerprint": encoder.fingerprint,
+            "num_tokens": encoder.num_tokens,
+            "bos_token_id": encoder.bos_token_id,
+            "eos_token_id": encoder.eos_token_id,
+        },
+    }
+
+
+def _totals(ledger: dict[str, Any]) -> dict[str, Any]:
+    names = ("documents", "characters", "text_bytes", "tokens", "refused_lines")
+    totals: dict[str, Any] = {name: sum(file[name] for file in ledger["files"]) for name in names}
+    totals["learned_tokens"] = sum(bucket["learned_tokens"] for bucket in ledger["buckets"])
+    totals["rows"] = sum(bucket["rows"] for bucket in ledger["buckets"])
+    totals["documents_cut"] = sum(category["documents_cut"] for category in ledger["categories"].values())
+    totals["fill"] = round(totals["tokens"] / (totals["rows"] * ledger["max_length"]), 6)
+    return totals
+
+
+def _report(settings: PrepareSettings, ledger: dict[str, Any]) -> None:
+    totals = ledger["totals"]
+    cli.say(
+        f"{totals['documents']:,} documents, {totals['tokens']:,} tokens in; {totals['rows']:,} rows of up to "
+        f"{settings.max_length}, {totals['tokens']:,} tokens out, {totals['learned_tokens']:,} learned; "
+        f"fill {totals['fill']:.2%}, {totals['documents_cut']:,} documents cut, none truncated"
+    )
+    if totals["refused_lines"]:
+        cli.say(f"{totals['refused_lines']:,} lines were refused; {MANIFEST} lists them with file, line and reason")
+    cli.say(f"{ledger['num_buckets']} buckets in {settings.data_arrow_output_dir}")
+
+
+_Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
+
+
+@contextmanager
+def _workers(num_workers: int) -> Iterator[_Runner]:
+    """Give a `map` over worker processes; results come in order, and the first mistake ends it."""
+    count = num_workers or len(os.sched_getaffinity(0))
+    if count == 1:
+        yield lambda function, jobs: map(function, jobs)
+        return
+    # spawn: the tokenizer's threads do not survive a fork
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield lambda function, jobs: pool.map(function, jobs)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _progress(results: Iterable[Result], total: int, what: str) -> Iterable[Result]:
+    return tqdm(results, desc=what, total=total, disable=not sys.stderr.isatty())
+
+
+if __name__ == "__main__":
+    cli.run(PrepareSettings, main)
