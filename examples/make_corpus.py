@@ -121,7 +121,7 @@ class Writer:
     def __init__(self, language: str, seed: int) -> None:
         self.rng = random.Random(f"{language}-{seed}")
         self.world = World(language)
-        self.english = language == "english"
+        self.language, self.english = language, language == "english"
         grammar = yaml.safe_load((HERE / "grammar" / f"{language}.yaml").read_text(encoding="utf-8"))
         self.documents: list[dict[str, Any]] = grammar["documents"]
         self.questions: list[dict[str, str]] = grammar["questions"]
@@ -133,13 +133,13 @@ class Writer:
             return self._question(cast)
         kind = self.rng.choices(self.documents, [kind["weight"] for kind in self.documents])[0]
         text = "".join(self._line(line, cast) for line in kind["lines"])
-        return {"source": "", "target": self._tidy(text), "category": kind["category"]}
+        return {"source": "", "target": self._tidy(text), "category": f"{self.language}_{kind['category']}"}
 
     def _question(self, cast: dict[str, Any]) -> dict[str, str]:
         chosen = self.rng.choice(self.questions)
         ask, say = (self._tidy(self._fill(chosen[part], cast)) for part in ("ask", "say"))
         source = f"Question: {ask}\nAnswer: " if self.english else f"问：{ask}\n答："
-        return {"source": source, "target": say, "category": "questions"}
+        return {"source": source, "target": say, "category": f"{self.language}_questions"}
 
     def _line(self, line: str, cast: dict[str, Any]) -> str:
         if line.startswith("? "):
@@ -198,7 +198,9 @@ def chinese_count(value: int) -> str:
 def make_language(language: str, seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
     """Write one language: (training records, held-out records), with no document in both and none twice."""
     by_hand = yaml.safe_load((HERE / "grammar" / "handwritten.yaml").read_text(encoding="utf-8"))[language]
-    written = [{"source": "", "target": entry["text"], "category": entry["category"]} for entry in by_hand]
+    written = [
+        {"source": "", "target": entry["text"], "category": f"{language}_{entry['category']}"} for entry in by_hand
+    ]
     training, held_out = written[:-HELD_OUT_BY_HAND], written[-HELD_OUT_BY_HAND:]
     writer = Writer(language, seed)
     seen = {text_of(record) for record in written}
