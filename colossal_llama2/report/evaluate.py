@@ -1,4 +1,4 @@
-"""The command `tools/evaluate.py`: a table of bits per byte and tokens per character, one line a file."""
+"""The command `tools/evaluate.py`: bits per byte and tokens per character, a line for each model and file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tqdm import tqdm
 from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import read_jsonl, string_field
+from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.inference import load_for_inference
 from colossal_llama2.outputs import refuse_existing, whole_file
 from colossal_llama2.report.evaluation import Score, Text, evaluate
@@ -20,16 +21,16 @@ from colossal_llama2.report.evaluation import Score, Text, evaluate
 
 @dataclass(frozen=True)
 class EvaluateSettings:
-    """Measure how well a model predicts text, in bits per byte: comparable whatever its vocabulary."""
+    """Measure how well models predict text, in bits per byte: comparable whatever their vocabulary."""
 
-    model: Path
-    """Model folder, its tokenizer inside."""
+    model: tuple[Path, ...]
+    """Model folders, their tokenizers inside."""
     data: tuple[Path, ...]
     """Files of pretraining records (source, target, category); a source is read but not scored."""
     output: Path | None = None
     """File for the results as JSON."""
     max_length: int | None = None
-    """Most tokens the model sees at once (default: its context length); longer texts are read in windows that overlap
+    """Most tokens a model sees at once (default: its context length); longer texts are read in windows that overlap
     by half, so that every byte counts once."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
@@ -38,30 +39,46 @@ class EvaluateSettings:
 
 
 def main(settings: EvaluateSettings) -> None:
-    """Read the texts, load the model, score file by file, print the table."""
-    if not settings.data:
-        raise InputError("--data names no file", remedy="give at least one jsonl file")
+    """Read the texts, score model by model and file by file, print the table."""
+    if not settings.model or not settings.data:
+        raise InputError("nothing to do", remedy="give at least one --model and one --data")
     if settings.max_length is not None and settings.max_length < 2:
         raise InputError(f"--max_length is {settings.max_length}", remedy="give at least 2")
     if settings.output is not None:
         refuse_existing(settings.output, settings.overwrite)
+    for model_dir in settings.model:
+        check_belongs(model_dir)  # before hours are spent on the models named before it
     texts = {path: read_texts(path) for path in settings.data}
-    loaded = load_for_inference(settings.model, settings.device)
+    scores: dict[Path, dict[Path, Score]] = {}
+    for model_dir in settings.model:
+        scores[model_dir] = score_model(model_dir, texts, settings)
+    cli.say(table(scores))
+    if settings.output is not None:
+        write_results(settings, scores)
+
+
+def score_model(model_dir: Path, texts: dict[Path, list[Text]], settings: EvaluateSettings) -> dict[Path, Score]:
+    """Score every file with one model.
+
+    Raises:
+        InputError: the model cannot be loaded, or its context is shorter than what was asked for.
+    """
+    loaded = load_for_inference(model_dir, settings.device)
     window = settings.max_length or loaded.context_length
     if window > loaded.context_length:
         raise InputError(
             f"--max_length is {window} and the model's context {loaded.context_length} tokens",
+            path=model_dir,
             remedy=f"give at most {loaded.context_length}",
         )
-    scores: dict[Path, Score] = {}
+    scores = {}
     for path, of_file in texts.items():
-        with tqdm(desc=path.name, unit=" tokens", disable=not sys.stderr.isatty(), leave=False) as bar:
+        description = f"{model_dir.name} {path.name}"
+        with tqdm(desc=description, unit=" tokens", disable=not sys.stderr.isatty(), leave=False) as bar:
             scores[path] = evaluate(
                 loaded.model, loaded.encoder, of_file, loaded.document_start, window, progress=bar.update
             )
-    cli.say(table(scores))
-    if settings.output is not None:
-        write_results(settings, scores)
+    return scores
 
 
 def read_texts(path: Path) -> list[Text]:
@@ -84,11 +101,12 @@ def read_texts(path: Path) -> list[Text]:
     return texts
 
 
-def table(scores: dict[Path, Score]) -> str:
-    """Lay the scores out as lines of text."""
-    header = ("file", "documents", "characters", "tokens", "tokens/char", "scored bytes", "bits/byte")
+def table(scores: dict[Path, dict[Path, Score]]) -> str:
+    """Lay the scores out as lines of text, a line for each model and file."""
+    header = ("model", "file", "documents", "characters", "tokens", "tokens/char", "scored bytes", "bits/byte")
     lines = [
         (
+            str(model_dir),
             path.name,
             f"{score.documents:,}",
             f"{score.characters:,}",
@@ -97,33 +115,41 @@ def table(scores: dict[Path, Score]) -> str:
             f"{score.scored_bytes:,}",
             f"{score.bits_per_byte:.4f}",
         )
-        for path, score in scores.items()
+        for model_dir, of_model in scores.items()
+        for path, score in of_model.items()
     ]
     return align_columns([header, *lines])
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Set rows of cells in columns: the first to the left, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    """Set rows of cells in columns: those of words to the left, those of numbers to the right."""
+    columns = list(zip(*rows, strict=True))
+    widths = [max(len(cell) for cell in column) for column in columns]
+    numbers = [all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(row, widths, numbers, strict=True)
+        ).rstrip()
         for row in rows
     )
 
 
-def write_results(settings: EvaluateSettings, scores: dict[Path, Score]) -> None:
+def write_results(settings: EvaluateSettings, scores: dict[Path, dict[Path, Score]]) -> None:
     """Write the scores and the settings they were measured with as one JSON file."""
     assert settings.output is not None
-    files = [
-        asdict(score)
-        | {
+    lines = [
+        {
+            "model": str(model_dir),
             "file": str(path),
+            **asdict(score),
             "bits_per_byte": score.bits_per_byte,
             "tokens_per_character": score.tokens_per_character,
         }
-        for path, score in scores.items()
+        for model_dir, of_model in scores.items()
+        for path, score in of_model.items()
     ]
-    results = {"model": str(settings.model), "max_length": settings.max_length, "files": files}
+    results = {"max_length": settings.max_length, "scores": lines}
     with whole_file(settings.output, settings.overwrite) as work:
         work.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,12 @@ def test_table_and_results_agree_with_the_library(
     tiny_model_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "scores.json"
-    main(EvaluateSettings(tiny_model_dir, (data,), output=output))
+    main(EvaluateSettings((tiny_model_dir,), (data,), output=output))
     printed = capsys.readouterr().out
     loaded = load_for_inference(tiny_model_dir)
     texts = [Text(record["target"], record["source"]) for record in RECORDS]
     score = evaluate(loaded.model, loaded.encoder, texts, 1, loaded.context_length)
-    (measured,) = json.loads(output.read_text(encoding="utf-8"))["files"]
+    (measured,) = json.loads(output.read_text(encoding="utf-8"))["scores"]
     assert measured["bits_per_byte"] == pytest.approx(score.bits_per_byte)
     assert measured["tokens"] == score.tokens > loaded.context_length
     assert measured["scored_bytes"] == 19 + 60 * 12
@@ -47,10 +48,10 @@ def test_an_output_that_exists_stays(tiny_model_dir: Path, data: Path, tmp_path:
     output = tmp_path / "scores.json"
     output.write_text("mine", encoding="utf-8")
     with pytest.raises(InputError, match="exists"):
-        main(EvaluateSettings(tiny_model_dir, (data,), output=output))
+        main(EvaluateSettings((tiny_model_dir,), (data,), output=output))
     assert output.read_text(encoding="utf-8") == "mine"
-    main(EvaluateSettings(tiny_model_dir, (data,), output=output, overwrite=True))
-    assert json.loads(output.read_text(encoding="utf-8"))["files"]
+    main(EvaluateSettings((tiny_model_dir,), (data,), output=output, overwrite=True))
+    assert json.loads(output.read_text(encoding="utf-8"))["scores"]
 
 
 def test_an_empty_target_is_left_out_aloud(
@@ -58,10 +59,10 @@ def test_an_empty_target_is_left_out_aloud(
 ) -> None:
     with data.open("a", encoding="utf-8") as file:
         file.write('{"source": "fox", "target": "", "category": "a"}\n')
-    main(EvaluateSettings(tiny_model_dir, (data,)))
+    main(EvaluateSettings((tiny_model_dir,), (data,)))
     captured = capsys.readouterr()
     assert "1 records have an empty target" in captured.err
-    assert captured.out.splitlines()[1].split()[1] == "2"
+    assert captured.out.splitlines()[1].split()[2] == "2"
 
 
 @pytest.mark.parametrize("content", ["", '{"target": ""}\n', '{"source": "a"}\n', "text\n"])
@@ -69,7 +70,7 @@ def test_files_without_text_are_refused(tiny_model_dir: Path, tmp_path: Path, co
     path = tmp_path / "wrong.jsonl"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(InputError) as caught:
-        main(EvaluateSettings(tiny_model_dir, (path,), output=tmp_path / "scores.json"))
+        main(EvaluateSettings((tiny_model_dir,), (path,), output=tmp_path / "scores.json"))
     assert str(path) in str(caught.value)
     assert not (tmp_path / "scores.json").exists()
 
@@ -77,8 +78,24 @@ def test_files_without_text_are_refused(tiny_model_dir: Path, tmp_path: Path, co
 @pytest.mark.parametrize("max_length", [1, 129])
 def test_windows_the_model_cannot_take_are_refused(tiny_model_dir: Path, data: Path, max_length: int) -> None:
     with pytest.raises(InputError, match="--max_length"):
-        main(EvaluateSettings(tiny_model_dir, (data,), max_length=max_length))
+        main(EvaluateSettings((tiny_model_dir,), (data,), max_length=max_length))
 
 
 def test_columns_are_aligned() -> None:
-    assert align_columns([("a", "bb"), ("ccc", "d")]) == "a    bb\nccc   d"
+    assert align_columns([("a", "bbb", "c"), ("ccc", "7", "d")]) == "a    bbb  c\nccc    7  d"
+
+
+def test_several_models_are_compared(tiny_model_dir: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy, same = data.parent / "copy", data.parent / "same.jsonl"
+    shutil.copytree(tiny_model_dir, copy)
+    shutil.copyfile(data, same)
+    main(EvaluateSettings((tiny_model_dir, copy), (data, same)))
+    cells = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[:2] for line in cells] == [[str(m), f.name] for m in (tiny_model_dir, copy) for f in (data, same)]
+    assert len({tuple(line[2:]) for line in cells}) == 1
+
+
+def test_a_missing_model_is_noticed_before_any_is_scored(tiny_model_dir: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        main(EvaluateSettings((tiny_model_dir, tmp_path / "absent"), (data,), output=tmp_path / "scores.json"))
+    assert not (tmp_path / "scores.json").exists()
