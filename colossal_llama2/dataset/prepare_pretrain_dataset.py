@@ -211,12 +211,12 @@ def _workers(num_workers: int) -> Iterator[_Runner]:
     """Give a `map` over worker processes; results come in order, and the first mistake ends it."""
     count = num_workers or len(os.sched_getaffinity(0))
     if count == 1:
-        yield lambda function, jobs: map(function, jobs)
+        yield map
         return
     # spawn: the tokenizer's threads do not survive a fork
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         try:
-            yield lambda function, jobs: pool.map(function, jobs)
+            yield pool.map
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
