@@ -12,6 +12,7 @@ SAVE_DIR/modeling/         the finished model, in the dtype it came in
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -133,6 +134,7 @@ def _complete_model_folder(folder: Path, model_files_dir: Path, dtype: torch.dty
         if dtype is not None:
             tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
             save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner may read
     index = folder / "model.safetensors.index.json"
     if index.is_file() and dtype is not None:
         content = json.loads(index.read_text())
@@ -145,6 +147,12 @@ def _complete_model_folder(folder: Path, model_files_dir: Path, dtype: torch.dty
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype or _widest_dtype(weights)).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _widest_dtype(weights: list[Path]) -> torch.dtype:

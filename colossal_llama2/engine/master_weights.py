@@ -20,7 +20,7 @@ class MasterWeights:
     Args:
         model: what ``booster.boost`` returned for the model.
         optimizer: what it returned for the optimizer; one without master weights makes all of this a no-op.
-        frozen: fp32 originals of parameters that are not trained, by ``id(parameter)``.
+        frozen: untrained weights that half precision rounded, as they were, by ``id(parameter)``.
     """
 
     def __init__(self, model: Any, optimizer: Any, frozen: Mapping[int, torch.Tensor]) -> None:
@@ -30,13 +30,13 @@ class MasterWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, every working weight holds its fp32 value; on leaving it is cast back.
+        """Inside, every working weight holds its value before rounding; on leaving it is cast back.
 
         Costs one fp32 copy of the trained weights for as long as it is open. Every rank must enter and leave together.
         """
         half_precision: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         for parameter in self._model.unwrap().parameters():
-            value = self._fp32_value(parameter)
+            value = self._exact_value(parameter)
             if value is not None:
                 half_precision.append((parameter, parameter.data))
                 parameter.data = value
@@ -57,12 +57,12 @@ class MasterWeights:
                     parameter.data.copy_(originals[id(parameter)])
             self._optimizer.update_master_params(self._model.unwrap())
 
-    def _fp32_value(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
-        """Return a copy of the fp32 value, or None where the working weight is all there is."""
+    def _exact_value(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """Return the value before rounding, to be written to freely; None where the working weight is all there is."""
         if parameter.dtype == torch.float32:
             return None
         if id(parameter) in self._frozen:
-            return self._frozen[id(parameter)]
+            return self._frozen[id(parameter)].clone()
         find_masters = getattr(self._optimizer, "get_working_to_master_map", None)
         master = ((find_masters and find_masters()) or {}).get(id(parameter))
         if master is None:

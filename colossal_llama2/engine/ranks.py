@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import resource
-import socket
 from datetime import timedelta
 
 import numpy as np
@@ -25,14 +24,15 @@ def launch(seed: int, timeout_minutes: int = 30) -> None:
         timeout_minutes: how long a rank waits in a collective for a peer that may be dead.
     """
     compat.install()
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # ColossalAI's launch_from_torch offers no timeout and seeds CUDA alone; the process group is all it would add.
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    timeout = timedelta(minutes=timeout_minutes)
+    # ColossalAI's launch_from_torch offers no timeout and needs a launcher; the process group is all it would add.
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -88,9 +88,3 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

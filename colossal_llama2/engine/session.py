@@ -72,13 +72,13 @@ class Session:
         if settings.plugin == "ddp":
             model.float()  # master weights; autocast computes in half precision
         model.train()
-        wider = {} if settings.plugin == "ddp" else _weights_wider_than(DTYPES[settings.precision], model)
+        rounded = {} if settings.plugin == "ddp" else _weights_rounded_by(DTYPES[settings.precision], model)
         self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
         # What is frozen is saved as it came, not as half precision rounded it; one rank writes, so one keeps it.
-        frozen = {id(p): data for p, data in wider.items() if not p.requires_grad and ranks.is_first()}
+        frozen = {id(p): data for p, data in rounded.items() if not p.requires_grad and ranks.is_first()}
         self.saved_weights = MasterWeights(self.model, self.optimizer, frozen)
-        if any(p.requires_grad for p in wider):
-            self.saved_weights.start_from({id(p): data for p, data in wider.items()})
+        if any(p.requires_grad for p in rounded):
+            self.saved_weights.start_from({id(p): data for p, data in rounded.items()})
         self._precision = _AutocastPrecision(self) if settings.plugin == "ddp" else _ZeroPrecision(self)
 
     @property
@@ -126,11 +126,9 @@ class Session:
             self._precision.load_scaler_state(state)
 
 
-def _weights_wider_than(dtype: torch.dtype, model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
-    """Remember the weights that casting to `dtype` would round; boosting replaces their storage."""
-    if dtype == torch.float32:
-        return {}
-    return {p: p.data for p in model.parameters() if p.dtype == torch.float32}
+def _weights_rounded_by(dtype: torch.dtype, model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """Remember the weights that casting to `dtype` would round (bf16 rounds fp16); boosting replaces their storage."""
+    return {p: p.data for p in model.parameters() if torch.promote_types(p.dtype, dtype) != dtype}
 
 
 class _ZeroPrecision:

@@ -24,7 +24,9 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
         InputError: the folder is missing or is not a model that transformers knows.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     document_attention.register()
     if not (model_dir / "config.json").is_file():
         raise InputError(

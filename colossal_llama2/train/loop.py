@@ -94,10 +94,10 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
             _refuse_broken_gradients(run, outcome, position, overflows)
             if run.log is not None:
                 run.log.step(_metrics(run, position, totals, outcome, (loss, lr, began, waiting_since)))
-            if position.step >= run.total_steps:
-                return position, True
             if run.save_interval and position.step % run.save_interval == 0:
                 run.checkpoints.save(position)
+            if position.step >= run.total_steps:
+                return position, True
             waiting_since = time.perf_counter()
         position = replace(position, epoch=epoch + 1, rows_consumed=0)
     return position, True

@@ -1,0 +1,182 @@
+"""The command: what it refuses, what it leaves behind, what a stage hands to the next."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from colossal_llama2 import cli
+from colossal_llama2.errors import InputError
+from colossal_llama2.train.pretrain import main
+from colossal_llama2.train.settings import TrainSettings
+
+FAST = ["--mixed_precision", "fp32", "--max_steps", 2, "--max_length", 48, "--save_interval", 0]
+
+
+@pytest.fixture
+def run_here(tiny_model_dir: Path, corpus_dir: Path, tmp_path: Path) -> Callable[..., int]:
+    """Give a function that runs the command in this process, on one rank."""
+
+    def run(*flags: object, pretrained: Path = tiny_model_dir, dataset: Path = corpus_dir) -> int:
+        base = ["--pretrained", pretrained, "--dataset", dataset, "--save_dir", tmp_path / "out", *FAST]
+        return main(cli.parse(TrainSettings, [str(argument) for argument in (*base, *flags)]))
+
+    return run
+
+
+def copy_of(model_dir: Path, target: Path) -> Path:
+    shutil.copytree(model_dir, target)
+    return target
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        tensors |= load_file(path)
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--dataset", "absent"], "does not exist"),
+        (["--pretrained", "absent"], "absent"),
+        (["--load_checkpoint", "absent"], "neither a checkpoint nor a model folder"),
+        (["--load_checkpoint", "latest"], "no whole checkpoint"),
+        (["--max_length", "47"], "pass --max_length 48"),
+        (["--micro_batch_size", "0"], "--micro_batch_size is 0"),
+        (["--accumulation_steps", "0"], "--accumulation_steps is 0"),
+        (["--num_epochs", "0"], "--num_epochs is 0"),
+        (["--max_steps", "0"], "--max_steps is 0"),
+        (["--lr", "0"], "--lr is 0"),
+        (["--lr", "nan"], "--lr is nan"),
+        (["--weight_decay", "-1"], "--weight_decay is -1"),
+        (["--gradient_clipping", "-1"], "--gradient_clipping"),
+        (["--tp", "2"], "--tp 2 with --plugin zero2"),
+        (["--plugin", "zero9"], "invalid choice"),
+        (["--unknown", "1"], "unrecognized options"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(
+    run_here: Callable[..., int], tmp_path: Path, flags: list[str], complaint: str
+) -> None:
+    with pytest.raises(InputError, match=complaint):
+        run_here(*flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_corpus_is_named(run_here: Callable[..., int], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a prepared corpus"):
+        run_here(dataset=tmp_path)
+
+
+def test_a_corpus_of_another_tokenizer_is_refused(
+    run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path, piece_model_bytes: Callable[..., bytes]
+) -> None:
+    other = copy_of(tiny_model_dir, tmp_path / "other")
+    (other / "tokenizer.model").write_bytes(piece_model_bytes(vocab_size=500))
+    with pytest.raises(InputError, match="another tokenizer"):
+        run_here(pretrained=other)
+
+
+def test_it_leaves_a_complete_model_folder(run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
+
+    assert run_here("--config_file", tmp_path / "settings" / "run.yaml") == 0
+    saved = tmp_path / "out" / "modeling"
+    model = AutoModelForCausalLM.from_pretrained(saved)
+    assert model.dtype == torch.float32
+    assert tokenizer_fingerprint(saved) == tokenizer_fingerprint(tiny_model_dir)
+    before, after = weights(tiny_model_dir), weights(saved)
+    assert before.keys() == after.keys()
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(InputError, match="holds an earlier run"):
+        run_here()
+    again = cli.parse(TrainSettings, ["--config", str(tmp_path / "settings" / "run.yaml")])
+    assert again.data.max_steps == 2
+    assert again == cli.parse(TrainSettings, ["--config", str(tmp_path / "out" / "settings.yaml")])
+    mode = next(saved.glob("*.safetensors")).stat().st_mode & 0o777
+    assert mode == (saved / "config.json").stat().st_mode & 0o777, "weights must be as readable as the rest"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_first_stage_moves_embeddings_alone_and_the_dtype_stays(
+    run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """What is frozen comes out bit for bit, also when it was computed in narrower numbers."""
+    base = copy_of(tiny_model_dir, tmp_path / "base")
+    before = {name: tensor.to(dtype) for name, tensor in weights(base).items()}
+    for path in base.glob("*.safetensors"):
+        save_file({name: before[name] for name in load_file(path)}, path, metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "dtype": str(dtype).removeprefix("torch.")}))
+    flags = ["--freeze_non_embeds_params", "--mixed_precision", "bf16", "--lr", 1e-2]
+    assert run_here(*flags, pretrained=base) == 0
+    after = weights(tmp_path / "out" / "modeling")
+    assert {tensor.dtype for tensor in after.values()} == {dtype}
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def test_the_next_stage_starts_from_the_weights_alone(
+    run_here: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here("--freeze_non_embeds_params", "--save_interval", 1) == 0
+    for handed_over in ("modeling", "epoch-0_step-2/modeling"):
+        stage = [
+            "--load_checkpoint",
+            tmp_path / "out" / handed_over,
+            "--save_dir",
+            tmp_path / handed_over.partition("/")[0],
+        ]
+        assert run_here(*stage) == 0
+        first = json.loads(
+            (tmp_path / handed_over.partition("/")[0] / "run" / "metrics.jsonl").read_text().splitlines()[0]
+        )
+        assert first["step"] == 1
+    with pytest.raises(InputError, match="other trained parameters"):
+        run_here("--load_checkpoint", tmp_path / "out" / "epoch-0_step-2", "--save_dir", tmp_path / "third")
+    with pytest.raises(InputError, match="--seed 42, not 43"):
+        run_here(
+            *["--load_checkpoint", tmp_path / "out" / "epoch-0_step-2", "--save_dir", tmp_path / "third"],
+            *["--freeze_non_embeds_params", "--seed", 43],
+        )
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
+    train_on: Callable[..., Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    broken = copy_of(tiny_model_dir, tmp_path / "broken")
+    for path in broken.glob("*.safetensors"):
+        tensors = load_file(path)
+        tensors["lm_head.weight"][5] = float("nan")
+        save_file(tensors, path, metadata={"format": "pt"})
+    run = train_on(1, tmp_path / "out", "--pretrained", broken, "--mixed_precision", "fp32")
+    assert run.code == 1
+    assert "the loss of step 1 is nan" in run.output
+    assert "row " in run.output
+    assert "part-0000" in run.output
+    assert "there is no checkpoint yet" in run.output
+    assert not (tmp_path / "out" / "modeling").exists()
+
+
+def test_metrics_are_what_they_say(run_here: Callable[..., int], tmp_path: Path, corpus_dir: Path) -> None:
+    assert run_here("--micro_batch_size", 4) == 0
+    first, second = (json.loads(line) for line in (tmp_path / "out" / "run" / "metrics.jsonl").read_text().splitlines())
+    assert (first["step"], second["step"]) == (1, 2)
+    assert 0 < first["learned_tokens"] < first["tokens"] < second["tokens"] <= 8 * 48
+    assert math.isclose(first["tokens_per_second"] * first["seconds"], first["tokens"])
+    assert 0 < first["mfu"] < 1.5
+    assert first["memory"] > 1 << 20
+    assert 0 <= first["data_seconds"] < first["seconds"]
+    assert first["skipped"] is False

@@ -1,0 +1,119 @@
+"""Training N steps equals training k, ending in whatever way, resuming, and training N - k: to the last bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+FLAGS = ["--max_steps", 10, "--lr", 1e-2, "--num_epochs", 2, "--micro_batch_size", 2, "--accumulation_steps", 2]
+METRICS = Path("run") / "metrics.jsonl"
+
+
+def weights(model_dir: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in model_dir.glob("*.safetensors"):
+        tensors |= load_file(path)
+    return tensors
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    a, b = weights(left), weights(right)
+    assert a.keys() == b.keys() != set()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def end_early(command: list[str], save_dir: Path, after: int, how: signal.Signals) -> int:
+    """Start a run, send a signal to all its processes once `after` steps are logged, return the exit code."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not ((save_dir / METRICS).is_file() and (save_dir / METRICS).read_text().count("\n") >= after):
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, how)
+    return process.wait(timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "precision"),
+    [
+        ("zero2", "bf16"),
+        pytest.param("zero2", "fp16", marks=pytest.mark.long),
+        pytest.param("zero2", "fp32", marks=pytest.mark.long),
+        pytest.param("zero2_cpu", "bf16", marks=pytest.mark.long),
+        pytest.param("ddp", "fp16", marks=pytest.mark.long),
+        pytest.param("ddp", "fp32", marks=pytest.mark.long),
+    ],
+)
+def test_resuming_is_exact_on_two_ranks(
+    train_on: Callable[..., Any], tmp_path: Path, plugin: str, precision: str
+) -> None:
+    flags = [*FLAGS, "--plugin", plugin, "--mixed_precision", precision]
+    whole = train_on(2, tmp_path / "whole", *flags, "--save_interval", 3)
+    assert whole.code == 0, whole.output
+    checkpoint = tmp_path / "whole" / "epoch-0_step-6"
+    resumed = train_on(2, tmp_path / "resumed", *flags, "--load_checkpoint", checkpoint)
+    assert resumed.code == 0, resumed.output
+    assert [line["step"] for line in resumed.metrics] == [7, 8, 9, 10]
+    assert {line["epoch"] for line in whole.metrics} == {0, 1}, "no epoch ended, so that was not tested"
+    assert resumed.curve() == whole.curve()[6:]
+    assert_same_weights(tmp_path / "resumed" / "modeling", tmp_path / "whole" / "modeling")
+
+
+def test_a_kill_loses_nothing_but_the_steps_since_the_checkpoint(
+    train_on: Callable[..., Any], train_command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--mixed_precision", "bf16", "--save_interval", 2]
+    whole = train_on(1, tmp_path / "whole", *flags)
+    assert whole.code == 0, whole.output
+    killed = tmp_path / "killed"
+    assert end_early(train_command(1, killed, *flags), killed, 5, signal.SIGKILL) == -signal.SIGKILL
+    again = train_on(1, killed, *flags, "--load_checkpoint", "latest")
+    assert again.code == 0, again.output
+    assert again.curve() == whole.curve()
+    assert_same_weights(killed / "modeling", tmp_path / "whole" / "modeling")
+
+
+def test_sigterm_saves_and_leaves_and_the_rest_is_the_same(
+    train_on: Callable[..., Any], train_command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    flags = [*FLAGS, "--mixed_precision", "bf16", "--max_steps", 60, "--num_epochs", 10]
+    whole = train_on(1, tmp_path / "whole", *flags)
+    stopped = tmp_path / "stopped"
+    assert end_early(train_command(1, stopped, *flags), stopped, 3, signal.SIGTERM) == 143
+    (checkpoint,) = stopped.glob("epoch-*_step-*")
+    assert not (stopped / "modeling").exists()
+    rest = train_on(1, stopped, *flags, "--load_checkpoint", "latest")
+    assert rest.code == 0, rest.output
+    assert f"resumed {checkpoint}" in rest.output
+    assert rest.curve() == whole.curve()
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_another_number_of_ranks_continues_the_same_curve(
+    train_on: Callable[..., Any], tmp_path: Path, ranks: int
+) -> None:
+    """Eight rows a step throughout; fp32, and an epsilon that does not blow up rounding noise."""
+    flags = ["--max_steps", 7, "--lr", 1e-2, "--num_epochs", 2, "--mixed_precision", "fp32", "--adam_eps", 1e-4]
+    whole = train_on(2, tmp_path / "whole", *flags, "--micro_batch_size", 4, "--save_interval", 3)
+    assert whole.code == 0, whole.output
+    checkpoint = tmp_path / "whole" / "epoch-0_step-3"
+    division = ["--micro_batch_size", 8 // ranks]
+    other = train_on(ranks, tmp_path / "other", *flags, *division, "--load_checkpoint", checkpoint)
+    assert other.code == 0, other.output
+    assert f"saved by 2 ranks, continued by {ranks}" in other.output
+    assert [line["tokens"] for line in other.metrics] == [line["tokens"] for line in whole.metrics[3:]]
+    for ours, theirs in zip(other.metrics, whole.metrics[3:], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
