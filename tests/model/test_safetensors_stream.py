@@ -75,3 +75,19 @@ def test_broken_files_are_a_users_mistake(damage: str, tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_header(tmp_path / "absent.safetensors")
+
+
+def test_systems_without_kernel_copies_copy_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def refuse(*arguments: int) -> int:
+        calls.append(arguments)
+        raise OSError("not between files")
+
+    monkeypatch.setattr(safetensors_stream.os, "sendfile", refuse)
+    source, target = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(TENSORS, source)
+    stored, metadata = read_header(source)
+    write_tensors(target, [copied(tensor) for tensor in stored], metadata)
+    assert calls
+    assert target.read_bytes() == source.read_bytes()
