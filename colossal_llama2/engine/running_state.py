@@ -98,7 +98,7 @@ def refuse_misfit(state: RunningState, identity: RunIdentity, checkpoint_dir: Pa
         "corpus_fingerprint": "other data",
         "plugin": "--plugin {theirs}, not {ours}",
         "precision": "--mixed_precision {theirs}, not {ours}",
-        "trained_parameters": "other trained parameters ({theirs}, not {ours})",
+        "trained_parameters": "other weights in training ({theirs}, not {ours})",
         "seed": "--seed {theirs}, not {ours}",
     }
     for entry in fields(RunIdentity):

@@ -14,7 +14,7 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.checkpoint import load_checkpoint, save_model, whole_checkpoints
-from colossal_llama2.engine.running_state import RunIdentity, read_running_state, refuse_misfit
+from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
@@ -43,13 +43,19 @@ def main(settings: TrainSettings) -> int:
     check_settings(settings)
     start = find_starting_point(settings.model.pretrained, settings.model.load_checkpoint, settings.output.save_dir)
     corpus = open_inputs(settings, start)
-    if start.checkpoint_dir is None:
-        refuse_existing_run(settings.output.save_dir, settings.output.overwrite)
+    identity = _identity(settings, corpus)
+    state = _checked_state(settings, start, identity)
 
     ranks.launch(settings.optimizer.seed)
-    _prepare_outputs(settings, start)
-    run, position = build(settings, start, corpus)
+    try:
+        _prepare_outputs(settings, start)
+        run, position = build(settings, start, corpus, identity, state)
+        return _train_and_save(settings, run, position)
+    finally:
+        ranks.close()
 
+
+def _train_and_save(settings: TrainSettings, run: Run, position: Position) -> int:
     _announce(settings, run, position)
     try:
         position, complete = train(run, position)
@@ -57,12 +63,13 @@ def main(settings: TrainSettings) -> int:
         run.stop.close()
         if run.log is not None:
             run.log.close()
-    if complete:
-        _save_finished_model(settings, run)
-    else:
+    if not complete:
         cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
-    ranks.close()
-    return 0 if complete else EXIT_STOPPED
+        return EXIT_STOPPED
+    target = settings.output.save_dir / MODELING
+    save_model(run.session, target, settings.model.pretrained, stored_dtype(settings.model.pretrained))
+    cli.say(f"model saved to {target}")
+    return 0
 
 
 def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus:
@@ -97,7 +104,13 @@ def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus
     return corpus
 
 
-def build(settings: TrainSettings, start: StartingPoint, corpus: PreparedCorpus) -> tuple[Run, Position]:
+def build(
+    settings: TrainSettings,
+    start: StartingPoint,
+    corpus: PreparedCorpus,
+    identity: RunIdentity,
+    state: RunningState | None,
+) -> tuple[Run, Position]:
     """Load the model, boost it, and put a checkpoint's state into it if there is one."""
     model = load_for_training(start.weights_dir, settings.parallel.mixed_precision, settings.model.use_flash_attn)
     if settings.model.freeze_non_embeds_params:
@@ -105,22 +118,15 @@ def build(settings: TrainSettings, start: StartingPoint, corpus: PreparedCorpus)
     if settings.model.use_grad_checkpoint:
         enable_checkpointing: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
         enable_checkpointing(gradient_checkpointing_kwargs={"use_reentrant": False})
-    flops, trained = step_flops(model), describe_trained(model)
+    flops = step_flops(model)
+    cli.say(f"trained: {describe_trained(model)}")
     batches = GlobalBatches(corpus, _loader_settings(settings))
     total_steps = _total_steps(settings, batches)
     session = _boost(settings, model, total_steps)
-    identity = RunIdentity(
-        tokenizer_fingerprint=corpus.tokenizer_fingerprint,
-        corpus_fingerprint=corpus.fingerprint,
-        plugin=settings.parallel.plugin,
-        precision=settings.parallel.mixed_precision,
-        trained_parameters=trained,
-        seed=settings.optimizer.seed,
-    )
     checkpoints = Checkpoints(
         session, settings.output.save_dir, settings.model.pretrained, identity, batches.rows_per_step
     )
-    position = _resume(checkpoints, start.checkpoint_dir)
+    position = Position() if state is None else _resume(checkpoints, state, start)
     per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     run = Run(
         session=session,
@@ -167,14 +173,32 @@ def _boost(settings: TrainSettings, model: nn.Module, total_steps: int) -> Sessi
     )
 
 
-def _resume(checkpoints: Checkpoints, checkpoint_dir: Path | None) -> Position:
-    if checkpoint_dir is None:
-        return Position()
-    state = read_running_state(checkpoint_dir)
-    refuse_misfit(state, checkpoints.identity, checkpoint_dir)
-    exact = load_checkpoint(checkpoints.session, state, checkpoint_dir)
-    checkpoints.last = checkpoint_dir
-    cli.say(f"resumed {checkpoint_dir}: epoch {state.epoch}, step {state.step}, {state.rows_consumed} rows into it")
+def _identity(settings: TrainSettings, corpus: PreparedCorpus) -> RunIdentity:
+    return RunIdentity(
+        tokenizer_fingerprint=corpus.tokenizer_fingerprint,
+        corpus_fingerprint=corpus.fingerprint,
+        plugin=settings.parallel.plugin,
+        precision=settings.parallel.mixed_precision,
+        trained_parameters="embeddings" if settings.model.freeze_non_embeds_params else "everything",
+        seed=settings.optimizer.seed,
+    )
+
+
+def _checked_state(settings: TrainSettings, start: StartingPoint, identity: RunIdentity) -> RunningState | None:
+    """Read what a checkpoint says of itself, and refuse it, or an output in the way, before anything is written."""
+    if start.checkpoint_dir is None:
+        refuse_existing_run(settings.output.save_dir, settings.output.overwrite)
+        return None
+    state = read_running_state(start.checkpoint_dir)
+    refuse_misfit(state, identity, start.checkpoint_dir)
+    return state
+
+
+def _resume(checkpoints: Checkpoints, state: RunningState, start: StartingPoint) -> Position:
+    assert start.checkpoint_dir is not None
+    exact = load_checkpoint(checkpoints.session, state, start.checkpoint_dir)
+    checkpoints.last = start.checkpoint_dir
+    cli.say(f"resumed {checkpoints.last}: epoch {state.epoch}, step {state.step}, {state.rows_consumed} rows into it")
     if not exact:
         cli.say(f"saved by {state.world_size} ranks, continued by {ranks.world_size()}: dropout draws other numbers")
     if state.rows_per_step != checkpoints.rows_per_step:
@@ -208,15 +232,9 @@ def _announce(settings: TrainSettings, run: Run, position: Position) -> None:
     _, attention = choose_attention(settings.parallel.mixed_precision, settings.model.use_flash_attn)
     cli.say(
         f"{settings.parallel.plugin}, {settings.parallel.mixed_precision}, {ranks.world_size()} ranks on "
-        f"{ranks.device().type}; trained: {run.checkpoints.identity.trained_parameters}; {attention}"
+        f"{ranks.device().type}; {attention}"
     )
     cli.say(
         f"{corpus.num_rows} rows in {len(corpus.bucket_sizes)} buckets, {run.batches.rows_per_step} rows a step, "
         f"steps {position.step + 1} to {run.total_steps}"
     )
-
-
-def _save_finished_model(settings: TrainSettings, run: Run) -> None:
-    target = settings.output.save_dir / MODELING
-    save_model(run.session, target, settings.model.pretrained, stored_dtype(settings.model.pretrained))
-    cli.say(f"model saved to {target}")

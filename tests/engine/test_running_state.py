@@ -18,7 +18,7 @@ from colossal_llama2.engine.running_state import (
 )
 from colossal_llama2.errors import InputError
 
-IDENTITY = RunIdentity("tokenizer", "corpus", "zero2", "bf16", "12 of 12 tensors, 100 parameters", 7)
+IDENTITY = RunIdentity("tokenizer", "corpus", "zero2", "bf16", "everything", 7)
 STATE = RunningState(
     epoch=1,
     step=30,

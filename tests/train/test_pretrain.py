@@ -144,13 +144,14 @@ def test_the_next_stage_starts_from_the_weights_alone(
             (tmp_path / handed_over.partition("/")[0] / "run" / "metrics.jsonl").read_text().splitlines()[0]
         )
         assert first["step"] == 1
-    with pytest.raises(InputError, match="other trained parameters"):
+    with pytest.raises(InputError, match="embeddings, not everything"):
         run_here("--load_checkpoint", tmp_path / "out" / "epoch-0_step-2", "--save_dir", tmp_path / "third")
     with pytest.raises(InputError, match="--seed 42, not 43"):
         run_here(
             *["--load_checkpoint", tmp_path / "out" / "epoch-0_step-2", "--save_dir", tmp_path / "third"],
             *["--freeze_non_embeds_params", "--seed", 43],
         )
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_says_where(
