@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ Settings = TypeVar("Settings")
 
 EXIT_FAILURE = 1
 EXIT_USER_MISTAKE = 2
+_SECONDS_FOR_THE_FIRST_RANK = 3.0
 _CONFIG_FLAG = "--config"
 _CONFIG_HELP = "--config FILE.yaml reads any of these by the same names; a flag wins over the file."
 
@@ -41,7 +43,7 @@ def run(
         settings = parse(settings_type, sys.argv[1:])
         code = main(settings) or 0
     except InputError as error:
-        _say(f"error: {error}")
+        _complain(error)
         code = EXIT_USER_MISTAKE
     except KeyboardInterrupt:
         _say("interrupted")
@@ -119,6 +121,17 @@ def warn(message: str) -> None:
 def comma_separated(value: str) -> list[str]:
     """Split ``A,B,C``; blanks around the parts do not count."""
     return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def _complain(error: InputError) -> None:
+    """Let the first rank speak; the launcher ends all ranks when one has left, so the others wait for it.
+
+    A rank that is still there after that has found something the first one has not, and says so itself.
+    """
+    if not is_speaking_rank():
+        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+        print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
+    _say(f"error: {error}")
 
 
 def _say(message: str, stream: Any = None) -> None:

@@ -38,10 +38,10 @@ def install() -> None:
         _patch_torch_without_hccl()
         _import_with_stubs()
         _patch_fp16_growth()
-        _speak_only_of_trouble()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
+    _speak_only_of_trouble()
     _installed = True
 
 
@@ -113,6 +113,7 @@ def _speak_only_of_trouble() -> None:
 
     get_dist_logger().set_level("WARNING")
     warnings.filterwarnings("ignore", module=r"colossalai\.")
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
 
 
 def _patch_fp16_growth() -> None:
