@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def read_run(name: str, run_dir: Path) -> Run:
     return Run(name, steps, losses, seconds)
 
 
-def draw_losses(panels: dict[str, Sequence[Run]], path: Path) -> None:
+def draw_losses(panels: Mapping[str, Sequence[Run]], path: Path) -> None:
     """Draw the loss over steps, a panel a title, the runs of a panel one after the other.
 
     Losses per token of different vocabularies do not compare: give them panels of their own.
@@ -106,7 +106,7 @@ def draw_losses(panels: dict[str, Sequence[Run]], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_measures(panels: dict[str, Sequence[Line]], ylabel: str, path: Path) -> None:
+def draw_measures(panels: Mapping[str, Sequence[Line]], ylabel: str, path: Path) -> None:
     """Draw measures over training time, a panel a title, on a logarithmic scale where they differ by more than four.
 
     Args:
@@ -118,8 +118,10 @@ def draw_measures(panels: dict[str, Sequence[Line]], ylabel: str, path: Path) ->
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for colour, marker, line in zip(_COLOURS, "osD^v*x", lines, strict=False):
             axis.plot(line.minutes, line.values, color=colour, marker=marker, linewidth=2, label=line.name)
-            for x, y, label in zip(line.minutes, line.values, line.labels, strict=False):
-                axis.annotate(label, (x, y), xytext=(5, 7), textcoords="offset points", fontsize=8, color=colour)
+            for index, (x, y, label) in enumerate(zip(line.minutes, line.values, line.labels, strict=False)):
+                # Above and below in turn: points that lie close together would write over each other.
+                place = (5, 7) if index % 2 else (5, -13)
+                axis.annotate(label, (x, y), xytext=place, textcoords="offset points", fontsize=8, color=colour)
         values = [value for line in lines for value in line.values]
         _scale(axis, min(values), max(values))
         axis.set(title=title, xlabel="training time (minutes)", ylabel=ylabel)
