@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from tyro.conf import arg
-
 
 def flag_table(settings_type: type[Any]) -> str:
     """Return the table of a command's flags: name and aliases, kind of value, default, help."""
@@ -58,8 +56,7 @@ def _plain(hint: Any) -> Any:
 def _aliases(hint: Any) -> tuple[str, ...]:
     if get_origin(hint) is not Annotated:
         return ()
-    kind = type(arg())
-    return tuple(alias for mark in hint.__metadata__ if isinstance(mark, kind) for alias in mark.aliases or ())
+    return tuple(alias for mark in hint.__metadata__ for alias in getattr(mark, "aliases", None) or ())
 
 
 def _kind(hint: Any) -> str:

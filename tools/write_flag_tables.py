@@ -1,0 +1,41 @@
+"""Write docs/flags.md: every flag of every command (`make docs`)."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from colossal_llama2.chat.generate import GenerateSettings
+from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
+from colossal_llama2.flag_tables import flag_table
+from colossal_llama2.model import init_model
+from colossal_llama2.report.evaluate import EvaluateSettings
+from colossal_llama2.tokenizer import init_tokenizer
+from colossal_llama2.train.settings import TrainSettings
+
+TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
+COMMANDS = {
+    "tools/init_tokenizer.py": init_tokenizer.Settings,
+    "tools/init_model.py": init_model.Settings,
+    "tools/prepare_pretrain_dataset.py": PrepareSettings,
+    "train.py": TrainSettings,
+    "tools/generate.py": GenerateSettings,
+    "tools/evaluate.py": EvaluateSettings,
+}
+
+
+def page() -> str:
+    """Return docs/flags.md as it should be."""
+    head = (
+        "# Flags\n\nWritten by `make docs` from the settings themselves. Every command also takes `--config FILE.yaml` "
+        "with the same names; a flag wins over the file. Switches are turned off with `--no_` before the name.\n"
+    )
+    tables = [
+        f"\n## {command}\n\n{inspect.cleandoc(settings.__doc__ or '')}\n\n{flag_table(settings)}"
+        for command, settings in COMMANDS.items()
+    ]
+    return head + "".join(tables)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(page(), encoding="utf-8")
