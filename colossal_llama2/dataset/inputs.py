@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,38 +31,78 @@ class Shard:
 
 
 def find_inputs(entries: Sequence[str]) -> tuple[list[InputFile], list[str]]:
-    """List the jsonl files of folders (searched in depth) and single files, in an order that depends on names alone.
+    """List the jsonl files of folders (searched in depth, links followed) and single files.
+
+    The order depends on names alone.
 
     Returns:
         The files, and the names of what was passed over because it is not jsonl.
 
     Raises:
-        InputError: an entry is missing, holds no jsonl, or a file is named twice.
+        InputError: an entry is missing, unreadable or holds no jsonl, or a file is named twice.
     """
     files: list[InputFile] = []
     ignored: list[str] = []
-    for entry in entries:
+    for entry, title in zip(entries, _titles(entries), strict=True):
         root = Path(entry)
         if not root.exists():
             raise InputError("does not exist", path=entry, remedy="name folders or jsonl files in --data_input_dirs")
-        found = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-        named = [
-            (path, f"{root.name}/{path.relative_to(root).as_posix()}" if root.is_dir() else root.name) for path in found
-        ]
-        jsonl = [(path, name) for path, name in named if path.suffix == ".jsonl" and not path.name.startswith(".")]
-        ignored += [name for path, name in named if (path, name) not in jsonl]
-        if not jsonl:
+        before = len(files)
+        for path in [root] if root.is_file() else _walk(root):
+            name = title if path == root else f"{title}/{path.relative_to(root).as_posix()}"
+            if path.suffix == ".jsonl" and not path.name.startswith("."):
+                files.append(InputFile(path, name, _size(path)))
+            else:
+                ignored.append(name)
+        if len(files) == before:
             raise InputError(
                 "holds no .jsonl file", path=entry, remedy="name folders or jsonl files in --data_input_dirs"
             )
-        files += [InputFile(path, name, path.stat().st_size) for path, name in jsonl]
-    seen: dict[Path, str] = {}
+    seen: set[Path] = set()
     for file in files:
         real = file.path.resolve()
         if real in seen:
             raise InputError("is named twice by --data_input_dirs", path=file.path, remedy="name it once")
-        seen[real] = file.name
+        seen.add(real)
     return files, ignored
+
+
+def _titles(entries: Sequence[str]) -> list[str]:
+    """Name entries for the ledger by their last part; a second one of that name gets a number."""
+    names = [Path(os.path.abspath(entry)).name for entry in entries]  # noqa: PTH100 (resolve() would follow links)
+    return [
+        name if names.index(name) == number else f"{name}#{names[:number].count(name) + 1}"
+        for number, name in enumerate(names)
+    ]
+
+
+def _walk(root: Path) -> list[Path]:
+    """List what is not a folder below `root`, by name; a folder that links lead to twice is listed once.
+
+    `Path.rglob` would pass over links to folders and over folders that cannot be opened without a word.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()  # a link back to where we were
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [Path(folder, name) for name in names]
+    return sorted(found)
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot be read ({error.strerror})", path=error.filename)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path, remedy="remove or repair the link") from None
 
 
 def split_into_shards(files: Sequence[InputFile], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
@@ -97,12 +138,10 @@ def first_line_number(shard: Shard) -> int:
     """Count on which line of its file a shard begins; only asked when a line must be named."""
     if not shard.start:
         return 1
-    lines = 0
+    newlines = 0
     with shard.file.path.open("rb") as file:
         remaining = shard.start - 1
         while remaining > 0 and (block := file.read(min(remaining, 1 << 20))):
-            lines += block.count(b"\n")
+            newlines += block.count(b"\n")
             remaining -= len(block)
-        file.seek(shard.start - 1)
-        file.readline()
-    return lines + 2  # those before the byte ahead of the shard, the one that line ends, and counting from 1
+    return newlines + 2  # the line that the byte ahead of the shard is in ends before it, and lines count from 1
