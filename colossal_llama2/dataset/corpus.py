@@ -13,8 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from colossal_llama2.dataset.ledger import MANIFEST, VERSION
-from colossal_llama2.dataset.parts import PartReader, Row
+from colossal_llama2.dataset.parts import PartReader, Row, part_name
 from colossal_llama2.errors import InputError
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    max_length: int
+    tokenizer: tuple[str, int | None, int | None]  # fingerprint, bos, eos
+    buckets: list[tuple[int, int, str]]  # number, rows, sha256 of the Arrow file
 
 
 @dataclass(frozen=True)
@@ -58,25 +65,23 @@ class PreparedCorpus:
             InputError: a folder is missing or not one of ours, is named twice, or was encoded with another tokenizer.
         """
         parts: list[_Part] = []
-        manifests: list[tuple[Path, dict[str, Any]]] = []
+        manifests: list[_Manifest] = []
         for folder in dirs:
             home = folder if (folder / MANIFEST).is_file() else folder.parent
             manifest = _read_manifest(folder, home)
-            manifests.append((folder, manifest))
-            wanted = {folder.name} if home != folder else None
-            found = [part for part in _open_parts(home, manifest) if wanted is None or part.folder.name in wanted]
+            found = _open_parts(home, manifest, None if home == folder else folder.name)
             if not found:
                 raise InputError("is no part of the corpus it lies in", path=folder, remedy="name a part-XXXXX folder")
+            if manifests and manifest.tokenizer != manifests[0].tokenizer:
+                raise InputError(
+                    "was encoded with another tokenizer than the corpus before it, or with other special tokens",
+                    path=folder,
+                    remedy="prepare both with the model's tokenizer",
+                )
             parts += found
+            manifests.append(manifest)
         _refuse_twice(parts)
-        fingerprints = {manifest["tokenizer"]["fingerprint"] for _, manifest in manifests}
-        if len(fingerprints) > 1:
-            raise InputError(
-                "was encoded with another tokenizer than the corpus before it",
-                path=next(p for p, m in manifests if m["tokenizer"] != manifests[0][1]["tokenizer"]),
-                remedy="prepare both with the model's tokenizer",
-            )
-        return PreparedCorpus(parts, max(m["max_length"] for _, m in manifests), fingerprints.pop())
+        return PreparedCorpus(parts, max(m.max_length for m in manifests), manifests[0].tokenizer[0])
 
     def row(self, index: int) -> Row:
         """Return a row by its global number, buckets counted through in order."""
@@ -93,12 +98,24 @@ class PreparedCorpus:
         return self._parts[number], index - int(self._firsts[number])
 
 
-def _read_manifest(folder: Path, home: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, home: Path) -> _Manifest:
     if not folder.is_dir():
         raise InputError("does not exist", path=folder, remedy="name the output of prepare_pretrain_dataset")
+    path = home / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
-        version = manifest["version"]
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != VERSION:
+            raise InputError(
+                f"has layout version {content['version']}, and this is version {VERSION}",
+                path=path,
+                remedy="prepare the corpus again",
+            )
+        tokenizer = content["tokenizer"]
+        return _Manifest(
+            int(content["max_length"]),
+            (str(tokenizer["fingerprint"]), tokenizer["bos_token_id"], tokenizer["eos_token_id"]),
+            [(int(entry["bucket"]), int(entry["rows"]), str(entry["arrow_sha256"])) for entry in content["buckets"]],
+        )
     except FileNotFoundError:
         raise InputError(
             f"not a prepared corpus (no {MANIFEST})",
@@ -106,29 +123,30 @@ def _read_manifest(folder: Path, home: Path) -> dict[str, Any]:
             remedy="name the --data_arrow_output_dir of prepare_pretrain_dataset",
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"cannot be read ({error})", path=home / MANIFEST, remedy="prepare the corpus again") from None
-    if version != VERSION:
         raise InputError(
-            f"has layout version {version}, and this is version {VERSION}", path=home, remedy="prepare the corpus again"
-        )
-    return manifest
+            f"not the ledger of a prepared corpus ({type(error).__name__}: {error})",
+            path=path,
+            remedy="prepare the corpus again",
+        ) from None
 
 
-def _open_parts(home: Path, manifest: dict[str, Any]) -> list[_Part]:
+def _open_parts(home: Path, manifest: _Manifest, only: str | None) -> list[_Part]:
     parts = []
-    for entry in manifest["buckets"]:
-        folder = home / f"part-{entry['bucket']:05d}"
+    for bucket, rows, sha256 in manifest.buckets:
+        folder = home / part_name(bucket)
+        if only not in (None, folder.name):
+            continue
         try:
             reader = PartReader(folder)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot be read ({error})", path=folder, remedy="prepare the corpus again") from None
-        if len(reader) != entry["rows"]:
+        if len(reader) != rows:
             raise InputError(
-                f"holds {len(reader)} rows and {MANIFEST} says {entry['rows']}",
+                f"holds {len(reader)} rows and {MANIFEST} says {rows}",
                 path=folder,
                 remedy="prepare the corpus again",
             )
-        parts.append(_Part(folder, entry["bucket"], reader, entry["arrow_sha256"]))
+        parts.append(_Part(folder, bucket, reader, sha256))
     return parts
 
 

@@ -113,11 +113,20 @@ class PartWriter:
 
 
 class PartReader:
-    """Reads rows of a bucket from the memory-mapped Arrow file, by number."""
+    """Reads rows of a bucket from the memory-mapped Arrow file, by number.
+
+    Raises:
+        OSError: the file is not there.
+        ValueError: it is not a whole Arrow file, or does not hold our columns.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._source = pa.memory_map(str(folder / ARROW_FILE))
-        batches = list(_batches(pa.ipc.open_stream(self._source)))
+        # The arrays outlive the open file: a corpus may have more parts than a process may open files.
+        with pa.memory_map(str(folder / ARROW_FILE)) as source:
+            reader = pa.ipc.open_stream(source)
+            if not reader.schema.equals(_schema()):
+                raise ValueError(f"its columns are not {', '.join(COLUMNS)} as lists of int32")
+            batches = list(_batches(reader))
         self._columns = [
             tuple(_as_arrays(batch.column(batch.schema.get_field_index(c))) for c in COLUMNS) for batch in batches
         ]
