@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from colossal_llama2.dataset.inputs import Shard, first_line_number, read_shard
 from colossal_llama2.dataset.records import Record, parse_pretraining_record
 from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import iterate_lines
 from colossal_llama2.outputs import whole_directory
+from colossal_llama2.tokenizer.folder import read_folder
 from colossal_llama2.tokenizer.loading import Encoder, load_encoder
 
-LAYOUT = 1
+LAYOUT = 2
 _BATCH_CHARACTERS = 1 << 21
 # Per document: tokens in all (bos and eos among them), how many at its beginning are not learned (bos, source),
 # category (index into the shard's list), characters and UTF-8 bytes of its text.
@@ -42,9 +43,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """What a worker needs to encode shards."""
+    """What a worker needs to encode shards; `tokenizer_key` is that of the folder, see there."""
 
     tokenizer_dir: Path
+    tokenizer_key: str
     cache_dir: Path
     skip_bad_records: bool
 
@@ -70,62 +72,84 @@ class EncodedShard:
         return np.load(self.folder / "documents.npy")
 
     def tokens(self) -> npt.NDArray[np.int32]:
-        """Map the flat tokens."""
-        tokens: npt.NDArray[np.int32] = np.load(self.folder / "tokens.npy", mmap_mode="r")
-        return tokens
+        """Map the flat tokens.
+
+        `np.load` would keep a file open for each map, and a large corpus has more shards than a process may open files.
+        """
+        path = self.folder / "tokens.npy"
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            header = file.tell()
+        with pa.memory_map(str(path)) as mapped:
+            return np.frombuffer(mapped.read_buffer(), dtype="<i4", offset=header)
+
+
+def tokenizer_key(tokenizer_dir: Path, encoder: Encoder) -> str:
+    """Spell out what decides a document's tokens.
+
+    The fingerprint is that of the vocabulary; which tokens stand around a document, and which pieces never come out of
+    a text because they are markers, is said by the folder's settings.
+    """
+    markers = sorted(read_folder(tokenizer_dir).markers)
+    return json.dumps([encoder.fingerprint, encoder.bos_token_id, encoder.eos_token_id, markers])
 
 
 def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     """Encode one shard, or find it encoded already.
 
-    The cache is keyed by what decides the tokens: the bytes, the tokenizer, the mode and the layout. A damaged entry is
-    encoded again.
+    The cache is keyed by what decides the tokens: the bytes, the tokenizer, the mode and the layout; not by a place. A
+    damaged entry is encoded again.
 
     Raises:
         InputError: a line is not a record, and bad records are not to be skipped.
     """
     lines = list(read_shard(shard))
     digest = hashlib.sha256(b"".join(lines)).hexdigest()
-    encoder = _encoder(job.tokenizer_dir)
-    mode = "skip" if job.skip_bad_records else "error"
-    place = (
-        f"{shard.file.name}:{shard.start}"  # a refusal names its file, so the same bytes elsewhere are another entry
-    )
-    key = hashlib.sha256(f"{LAYOUT} {encoder.fingerprint} {digest} {mode} {place}".encode()).hexdigest()
-    folder = job.cache_dir / f"tokens-{key[:32]}"
-    found = _read_cached(folder, digest)
+    # Only at the beginning of a file is a byte order mark no part of the text.
+    deciding = [LAYOUT, job.tokenizer_key, digest, job.skip_bad_records, shard.start == 0]
+    folder = job.cache_dir / f"tokens-{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}"
+    found = _read_cached(folder, digest, shard)
     if found is not None:
         return found
-    shutil.rmtree(folder, ignore_errors=True)
-    records, refusals = _parse(shard, lines, job.skip_bad_records)
-    tokens, documents, categories = _encode(records, encoder)
-    with whole_directory(folder, overwrite=True) as work:
-        np.save(work / "tokens.npy", tokens)
-        np.save(work / "documents.npy", documents)
-        content = {
-            "content_hash": digest,
-            "categories": categories,
-            "refusals": [asdict(refusal) for refusal in refusals],
-            "crc32": [zlib.crc32(tokens.tobytes()), zlib.crc32(documents.tobytes())],
-        }
-        (work / "shard.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return EncodedShard(folder, categories, refusals, digest)
+    records, refused = _parse(shard, lines, job.skip_bad_records)
+    tokens, documents, categories = _encode(records, _encoder(job.tokenizer_dir, job.tokenizer_key))
+    content = {"content_hash": digest, "categories": categories, "refused": refused}
+    try:
+        with whole_directory(folder, overwrite=True) as work:
+            np.save(work / "tokens.npy", tokens)
+            np.save(work / "documents.npy", documents)
+            sums = _checksums(tokens, documents, content)
+            (work / "shard.json").write_text(json.dumps({**content, "crc32": sums}), encoding="utf-8")
+    except OSError:
+        # Another process may have encoded the same bytes and put its entry there first.
+        found = _read_cached(folder, digest, shard)
+        if found is None:
+            raise
+        return found
+    return EncodedShard(folder, categories, _refusals(shard, refused), digest)
 
 
-def _parse(shard: Shard, lines: Sequence[bytes], skip: bool) -> tuple[list[Record], list[Refusal]]:
+def _parse(shard: Shard, lines: Sequence[bytes], skip: bool) -> tuple[list[Record], list[tuple[int, str]]]:
+    """Parse a shard's lines; also return those refused, as (lines of the shard before it, reason)."""
     records: list[Record] = []
-    refusals: list[Refusal] = []
-    # Numbered from 1 inside the shard, and from the file's beginning only where a line must be named.
-    for number, raw in iterate_lines(lines, first_line=1 if not shard.start else 2):
-        inside = number - 1 if not shard.start else number - 2
+    refused: list[tuple[int, str]] = []
+    first = 1 if shard.start == 0 else 2  # line 1 is where a byte order mark may stand
+    for number, raw in iterate_lines(lines, first):
         try:
             records.append(parse_pretraining_record(raw, shard.file.path, number))
         except InputError as error:
-            line = first_line_number(shard) + inside
             if not skip:
+                line = first_line_number(shard) + number - first
                 raise InputError(error.what, path=shard.file.path, line=line, remedy=_with_skip(error)) from None
-            refusals.append(Refusal(shard.file.name, line, error.what))
-    return records, refusals
+            refused.append((number - first, error.what))
+    return records, refused
+
+
+def _refusals(shard: Shard, refused: Sequence[tuple[int, str]]) -> list[Refusal]:
+    """Number refused lines through the file; the cache cannot know how many lines stand before the shard."""
+    first = first_line_number(shard) if refused else 1
+    return [Refusal(shard.file.name, first + before, reason) for before, reason in refused]
 
 
 def _with_skip(error: InputError) -> str:
@@ -182,19 +206,29 @@ def _encode_batch(
     return tokens, lengths, source_tokens.astype(np.int64) + len(bos)
 
 
-def _read_cached(folder: Path, digest: str) -> EncodedShard | None:
+def _read_cached(folder: Path, digest: str, shard: Shard) -> EncodedShard | None:
     try:
         content = json.loads((folder / "shard.json").read_text(encoding="utf-8"))
-        shard = EncodedShard(
-            folder, content["categories"], [Refusal(**entry) for entry in content["refusals"]], content["content_hash"]
-        )
-        sums = [zlib.crc32(shard.tokens().tobytes()), zlib.crc32(shard.documents().tobytes())]
-        return shard if sums == content["crc32"] and shard.content_hash == digest else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        sums = content.pop("crc32")
+        found = EncodedShard(folder, content["categories"], _refusals(shard, content["refused"]), digest)
+        whole = sums == _checksums(found.tokens(), found.documents(), content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
         return None
+    return found if whole and content["content_hash"] == digest else None
+
+
+def _checksums(tokens: npt.NDArray[Any], documents: npt.NDArray[Any], content: dict[str, Any]) -> list[int]:
+    return [zlib.crc32(part) for part in (tokens.tobytes(), documents.tobytes(), json.dumps(content).encode())]
 
 
 @lru_cache(maxsize=1)
-def _encoder(tokenizer_dir: Path) -> Encoder:
-    """Load the tokenizer once a worker process."""
-    return load_encoder(tokenizer_dir)
+def _encoder(tokenizer_dir: Path, expected_key: str) -> Encoder:
+    """Load the tokenizer once a worker process.
+
+    Raises:
+        InputError: the folder has changed since the command began.
+    """
+    encoder = load_encoder(tokenizer_dir)
+    if tokenizer_key(tokenizer_dir, encoder) != expected_key:
+        raise InputError("was changed while the corpus was being encoded", path=tokenizer_dir, remedy="start again")
+    return encoder

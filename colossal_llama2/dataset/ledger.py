@@ -22,7 +22,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class WrittenBucket:
-    """What was counted in a bucket while it was written, from the rows themselves."""
+    """What was counted in a bucket while it was written, from the rows themselves; `pieces` are of documents."""
 
     bucket: int
     rows: int
@@ -41,9 +41,12 @@ def file_ledger(
     files: Sequence[InputFile], shards: Sequence[Shard], encoded: Sequence[EncodedShard]
 ) -> list[dict[str, Any]]:
     """Count what each file gave: records, characters, bytes, tokens, refused lines."""
+    by_file: dict[Path, list[EncodedShard]] = {file.path: [] for file in files}
+    for shard, entry in zip(shards, encoded, strict=True):
+        by_file[shard.file.path].append(entry)
     entries = []
     for file in files:
-        own = [entry for shard, entry in zip(shards, encoded, strict=True) if shard.file == file]
+        own = by_file[file.path]
         tables = [entry.documents() for entry in own]
         entries.append(
             {
@@ -63,7 +66,7 @@ def file_ledger(
 def category_ledger(
     corpus: Corpus, buckets: npt.NDArray[Any], num_buckets: int, max_length: int
 ) -> dict[str, dict[str, Any]]:
-    """Count each category: documents, tokens in and learned, what is not learned and why, tokens per bucket."""
+    """Count each category: documents, characters, tokens in and learned, what is not learned and why, its buckets."""
     pieces = cut_documents(corpus.tokens, max_length)
     unlearned_here = np.clip(corpus.unlearned[pieces.documents] - pieces.starts, 0, pieces.lengths)
     continued = pieces.starts > 0
@@ -79,6 +82,7 @@ def category_ledger(
         continuations = int(lost_first[of_pieces].sum())
         ledger[name] = {
             "documents": begins,
+            "characters": int(corpus.characters[documents].sum()),
             "tokens": tokens,
             "learned_tokens": tokens - begins - source - continuations,
             "not_learned": {
@@ -87,13 +91,15 @@ def category_ledger(
                 "first_of_continuation": continuations,
             },
             "documents_cut": int((corpus.tokens[documents] > max_length).sum()),
-            "tokens_per_bucket": np.bincount(
-                buckets[documents], weights=corpus.tokens[documents], minlength=num_buckets
-            )
-            .astype(np.int64)
-            .tolist(),
+            "documents_per_bucket": np.bincount(buckets[documents], minlength=num_buckets).tolist(),
+            "tokens_per_bucket": _sum_by(buckets[documents], corpus.tokens[documents], num_buckets),
         }
     return ledger
+
+
+def _sum_by(buckets: npt.NDArray[Any], values: npt.NDArray[Any], num_buckets: int) -> list[int]:
+    sums: list[int] = np.bincount(buckets, weights=values, minlength=num_buckets).astype(np.int64).tolist()
+    return sums
 
 
 def balance(ledger: dict[str, Any], written: Sequence[WrittenBucket]) -> None:
@@ -105,6 +111,11 @@ def balance(ledger: dict[str, Any], written: Sequence[WrittenBucket]) -> None:
     files, categories = ledger["files"], ledger["categories"].values()
     checks = {
         "documents": (sum(f["documents"] for f in files), sum(c["documents"] for c in categories)),
+        "characters": (sum(f["characters"] for f in files), sum(c["characters"] for c in categories)),
+        "documents of buckets": (
+            sum(f["documents"] for f in files),
+            sum(sum(c["documents_per_bucket"]) for c in categories),
+        ),
         "tokens of files and categories": (sum(f["tokens"] for f in files), sum(c["tokens"] for c in categories)),
         "tokens in and out": (sum(f["tokens"] for f in files), sum(bucket.tokens for bucket in written)),
         "learned tokens": (
@@ -120,9 +131,21 @@ def balance(ledger: dict[str, Any], written: Sequence[WrittenBucket]) -> None:
             raise UnbalancedError(f"the ledger does not balance: {name}: {left} and {right}")
 
 
-def bucket_ledger(written: Sequence[WrittenBucket], max_length: int) -> list[dict[str, Any]]:
-    """List the buckets with their fill: tokens over what their rows could hold."""
-    return [{**asdict(bucket), "fill": round(bucket.tokens / (bucket.rows * max_length), 6)} for bucket in written]
+def bucket_ledger(
+    corpus: Corpus, buckets: npt.NDArray[Any], written: Sequence[WrittenBucket], max_length: int
+) -> list[dict[str, Any]]:
+    """List the buckets with their documents and characters, and their fill: tokens over what their rows could hold."""
+    documents = np.bincount(buckets, minlength=len(written)).tolist()
+    characters = _sum_by(buckets, corpus.characters, len(written))
+    return [
+        {
+            **asdict(bucket),
+            "documents": documents[bucket.bucket],
+            "characters": characters[bucket.bucket],
+            "fill": round(bucket.tokens / (bucket.rows * max_length), 6),
+        }
+        for bucket in written
+    ]
 
 
 def write_manifest(ledger: dict[str, Any], folder: Path) -> None:

@@ -25,6 +25,7 @@ class Corpus:
         offsets: [D] first token inside the shard.
         tokens: [D] tokens.
         unlearned: [D] leading tokens that are not learned: bos and source.
+        characters: [D] characters of its text.
         categories: [D] number in `category_names`.
         category_names: sorted.
     """
@@ -34,6 +35,7 @@ class Corpus:
     offsets: npt.NDArray[np.int64]
     tokens: npt.NDArray[np.int64]
     unlearned: npt.NDArray[np.int64]
+    characters: npt.NDArray[np.int64]
     categories: npt.NDArray[np.int64]
     category_names: list[str]
 
@@ -80,6 +82,7 @@ def gather(shards: Sequence[EncodedShard]) -> Corpus:
         offsets=np.concatenate([np.cumsum(table["tokens"]) - table["tokens"] for table in tables] or [empty]),
         tokens=np.concatenate([table["tokens"] for table in tables] or [empty]),
         unlearned=np.concatenate([table["unlearned"] for table in tables] or [empty]),
+        characters=np.concatenate([table["characters"] for table in tables] or [empty]),
         categories=np.concatenate(categories or [empty]),
         category_names=names,
     )

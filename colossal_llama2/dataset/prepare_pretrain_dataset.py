@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-
-from tqdm import tqdm
+from typing import Any, Literal
 
 from colossal_llama2 import cli
-from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard
+from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard, tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, Shard, find_inputs, split_into_shards
 from colossal_llama2.dataset.ledger import (
     MANIFEST,
@@ -31,13 +25,13 @@ from colossal_llama2.dataset.ledger import (
 )
 from colossal_llama2.dataset.parts import IGNORED, PartWriter
 from colossal_llama2.dataset.planning import BucketJob, Corpus, build_rows, gather, plan_buckets
+from colossal_llama2.dataset.workers import run_all, worker_pool
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
 from colossal_llama2.tokenizer.loading import Encoder, load_encoder
 
 MAX_BINS = 100_000
-Job = TypeVar("Job")
-Result = TypeVar("Result")
+MAX_LENGTH = 1 << 22  # a block of rows is addressed with 32 bits
 
 
 @dataclass(frozen=True)
@@ -76,8 +70,8 @@ def main(settings: PrepareSettings) -> None:
     """Prepare the corpus; both output folders appear when everything is written and the ledger balances."""
     files, ignored, encoder = _check(settings)
     shards = split_into_shards(files)
-    with _workers(settings.num_workers) as run:
-        encoded = _encode(settings, shards, run)
+    with worker_pool(settings.num_workers) as pool:
+        encoded = _encode(settings, shards, encoder, pool)
         corpus = gather(encoded)
         _refuse_too_few(settings, corpus)
         jobs, buckets = plan_buckets(corpus, settings.num_spliced_dataset_bins, settings.max_length, settings.seed)
@@ -86,13 +80,13 @@ def main(settings: PrepareSettings) -> None:
             whole_directory(settings.data_arrow_output_dir, settings.overwrite) as arrow_dir,
         ):
             write = partial(_write_bucket, arrow_dir=arrow_dir, jsonl_dir=jsonl_dir)
-            written = list(_progress(run(write, jobs), len(jobs), "writing buckets"))
+            written = run_all(pool, write, jobs, "writing buckets")
             ledger: dict[str, Any] = {
                 **_heading(settings, encoder),
                 "files": file_ledger(files, shards, encoded),
                 "ignored_files": ignored,
                 "categories": category_ledger(corpus, buckets, len(jobs), settings.max_length),
-                "buckets": bucket_ledger(written, settings.max_length),
+                "buckets": bucket_ledger(corpus, buckets, written, settings.max_length),
                 "refused_records": [asdict(refusal) for entry in encoded for refusal in entry.refusals],
             }
             ledger["totals"] = _totals(ledger)
@@ -105,9 +99,10 @@ def main(settings: PrepareSettings) -> None:
 
 def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encoder]:
     """Refuse what cannot work before anything is written."""
-    if settings.max_length < 2:
+    if not 2 <= settings.max_length <= MAX_LENGTH:
         raise InputError(
-            f"--max_length is {settings.max_length}", remedy="give at least 2: one token predicts the next"
+            f"--max_length is {settings.max_length}",
+            remedy=f"give 2 (one token predicts the next) to {MAX_LENGTH}",
         )
     if not 1 <= settings.num_spliced_dataset_bins <= MAX_BINS:
         raise InputError(
@@ -122,8 +117,7 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
     files, ignored = find_inputs(entries)
     for folder in (settings.data_arrow_output_dir, settings.data_jsonl_output_dir):
         refuse_existing(folder, settings.overwrite)
-    if settings.data_arrow_output_dir.absolute() == settings.data_jsonl_output_dir.absolute():
-        raise InputError("both outputs go to one folder", path=settings.data_arrow_output_dir, remedy="name two")
+    _refuse_nested(settings, entries)
     if ignored:
         cli.warn(
             f"{len(ignored)} files are not .jsonl and were passed over: {', '.join(ignored[:3])}"
@@ -134,10 +128,35 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
     return files, ignored, encoder
 
 
-def _encode(settings: PrepareSettings, shards: Sequence[Shard], run: _Runner) -> list[EncodedShard]:
-    settings.data_cache_dir.mkdir(parents=True, exist_ok=True)
-    job = EncodingJob(settings.tokenizer_dir, settings.data_cache_dir, settings.bad_records == "skip")
-    return list(_progress(run(partial(encode_shard, job=job), shards), len(shards), "encoding"))
+def _refuse_nested(settings: PrepareSettings, entries: Sequence[str]) -> None:
+    """Refuse an output that something else lies in: it is replaced as a whole, with everything inside."""
+    arrow, jsonl = settings.data_arrow_output_dir, settings.data_jsonl_output_dir
+    if arrow.resolve() == jsonl.resolve():
+        raise InputError("both outputs go to one folder", path=arrow, remedy="name two")
+    others = [*map(Path, entries), settings.tokenizer_dir, settings.data_cache_dir, arrow, jsonl]
+    for output in (arrow, jsonl):
+        for other in others:
+            if other is not output and other.resolve().is_relative_to(output.resolve()):
+                raise InputError(f"{other} lies in this output", path=output, remedy="name a folder of its own")
+
+
+def _encode(
+    settings: PrepareSettings, shards: Sequence[Shard], encoder: Encoder, pool: ProcessPoolExecutor | None
+) -> list[EncodedShard]:
+    cache_dir = settings.data_cache_dir
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be created ({error.strerror})", path=cache_dir, remedy="name another --data_cache_dir"
+        ) from None
+    job = EncodingJob(
+        settings.tokenizer_dir,
+        tokenizer_key(settings.tokenizer_dir, encoder),
+        cache_dir,
+        settings.bad_records == "skip",
+    )
+    return run_all(pool, partial(encode_shard, job=job), shards, "encoding")
 
 
 def _refuse_too_few(settings: PrepareSettings, corpus: Corpus) -> None:
@@ -201,29 +220,6 @@ def _report(settings: PrepareSettings, ledger: dict[str, Any]) -> None:
     if totals["refused_lines"]:
         cli.say(f"{totals['refused_lines']:,} lines were refused; {MANIFEST} lists them with file, line and reason")
     cli.say(f"{ledger['num_buckets']} buckets in {settings.data_arrow_output_dir}")
-
-
-_Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
-
-
-@contextmanager
-def _workers(num_workers: int) -> Iterator[_Runner]:
-    """Give a `map` over worker processes; results come in order, and the first mistake ends it."""
-    count = num_workers or len(os.sched_getaffinity(0))
-    if count == 1:
-        yield map
-        return
-    # spawn: the tokenizer's threads do not survive a fork
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield pool.map
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
-def _progress(results: Iterable[Result], total: int, what: str) -> Iterable[Result]:
-    return tqdm(results, desc=what, total=total, disable=not sys.stderr.isatty())
 
 
 if __name__ == "__main__":
