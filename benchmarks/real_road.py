@@ -197,7 +197,7 @@ def _compare(whole: list[list[float]], resumed: dict[str, Any]) -> dict[str, Any
 
 def _expansion(work: Path) -> dict[str, Any]:
     content = json.loads((work / "tokenizer" / "expansion.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in content.items() if isinstance(value, int | float)}
+    return {"tokens_before": content["base_tokens"], "tokens_after": content["num_tokens"], **content["counts"]}
 
 
 def _recount(data: Path, work: Path) -> dict[str, Any]:

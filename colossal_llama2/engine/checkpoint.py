@@ -141,7 +141,7 @@ def _complete_model_folder(folder: Path, model_files_dir: Path, dtype: torch.dty
         content.setdefault("metadata", {})["total_size"] = sum(path.stat().st_size for path in weights)
         index.write_text(json.dumps(content, indent=2) + "\n")
     for path in sorted(model_files_dir.iterdir()):
-        if path.is_file() and not is_weight_file(path.name):
+        if path.is_file() and path.name != "settings.yaml" and not _is_weight_file(path.name):
             shutil.copyfile(path, folder / path.name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
@@ -166,7 +166,7 @@ def _widest_dtype(weights: list[Path]) -> torch.dtype:
     return widest or torch.float32
 
 
-def is_weight_file(name: str) -> bool:
+def _is_weight_file(name: str) -> bool:
     """Tell weights and their indexes from the small files of a model folder."""
     return name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json"))
 

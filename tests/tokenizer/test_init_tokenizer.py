@@ -107,6 +107,11 @@ def test_mistakes_leave_nothing_behind(source: Path, pieces_file: Path, tmp_path
     refused("cannot be read", sample_file=tmp_path / "absent.txt")
     refused("would replace the source", target_tokenizer_dir=source, overwrite=True)
     refused("would replace the source", target_tokenizer_dir=source.parent, overwrite=True)
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    refused("holds a model", target_tokenizer_dir=model, overwrite=True)
+    assert (model / "config.json").exists()
     refused("exists already", target_tokenizer_dir=pieces_file)
     nothing_new = tmp_path / "nothing.jsonl"
     nothing_new.write_text('{"piece": "▁the"}\n{"piece": ""}\n', encoding="utf-8")
