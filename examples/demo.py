@@ -43,11 +43,11 @@ class Stage:
     flags: tuple[str, ...] = ()
 
 
-BASE = Stage("base", "english", 300, 3e-3)
+BASE = Stage("base", "english", 250, 3e-3)
 STAGES = (
-    Stage("align", "bilingual", 30, 3e-3, ("--freeze_non_embeds_params",)),
-    Stage("inject", "bilingual", 160, 2e-3, ("--warmup_steps", "10")),
-    Stage("replay", "replay", 70, 1.5e-3),
+    Stage("align", "bilingual", 24, 3e-3, ("--freeze_non_embeds_params",)),
+    Stage("inject", "bilingual", 120, 2e-3, ("--warmup_steps", "10")),
+    Stage("replay", "replay", 60, 1.5e-3),
 )
 
 
@@ -91,8 +91,8 @@ def main() -> int:
     measured = evaluate(control)
     draw_losses({"adapted": stage_runs(), "old vocabulary": [read_run("control", RUN / "control" / "run")]}, LOSSES)
     outcome.draw_bits_per_byte(measured, BITS)
-    models = {"adapted": model, "control": RUN / control.name / "modeling"}
-    samples = {name: {prompt: generate(of, prompt) for prompt in PROMPTS} for name, of in models.items()}
+    samples = {"adapted": {prompt: generate(model, prompt) for prompt in PROMPTS}}
+    samples["control"] = {PROMPTS[0]: generate(RUN / control.name / "modeling", PROMPTS[0])}
     seconds = time.perf_counter() - started
     shortfalls = outcome.judge(measured)
     outcome.write_summary(measured, samples, shortfalls, seconds, SUMMARY)

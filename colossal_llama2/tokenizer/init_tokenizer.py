@@ -104,7 +104,9 @@ def _read_source(settings: Settings) -> TokenizerFolder:
     if target == source.path.resolve() or target in source.path.resolve().parents:
         raise InputError("the target would replace the source", path=target, remedy="choose another target folder")
     if (settings.target_tokenizer_dir / "config.json").exists():
-        raise InputError("holds a model, which would be replaced too", path=target, remedy="choose another target folder")
+        raise InputError(
+            "holds a model, which would be replaced too", path=target, remedy="choose another target folder"
+        )
     refuse_existing(settings.target_tokenizer_dir, settings.overwrite)
     return source
 
