@@ -42,7 +42,8 @@ docs: $(READY)
 	$(BIN)/python tools/write_flag_tables.py
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	@test -n "$(DATA)" || { echo "error: no data named; run make bench DATA=DIR (what it must hold: README)" >&2; exit 2; }
+	$(BIN)/python benchmarks/run.py --data "$(DATA)"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

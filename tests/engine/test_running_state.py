@@ -41,7 +41,7 @@ def test_every_difference_is_refused_with_its_reason(tmp_path: Path) -> None:
     names = [entry.name for entry in fields(RunIdentity)]
     assert names
     for name in names:
-        other = replace(IDENTITY, **{name: 8 if name == "seed" else "something else"})
+        other = replace(IDENTITY, **{name: 8 if name == "seed" else "something else"})  # type: ignore[arg-type]
         with pytest.raises(InputError, match="was made with") as caught:
             refuse_misfit(STATE, other, tmp_path)
         assert str(tmp_path) in str(caught.value)
