@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -33,13 +33,8 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
         yield None
         return
     # spawn: the tokenizer's threads do not survive a fork
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_leave_signals_to_parent) as pool:
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         yield pool
-
-
-def _leave_signals_to_parent() -> None:
-    """Let Ctrl-C, which reaches every process of the terminal, end the command in one place."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_all(
@@ -51,13 +46,25 @@ def run_all(
     """
     if pool is None:
         return list(_progress(map(function, jobs), len(jobs), what))
-    futures = [pool.submit(function, job) for job in jobs]
+    futures: list[Future[Result]] = []
     try:
+        with _interrupts_held():
+            futures += [pool.submit(function, job) for job in jobs]
         return list(_progress((future.result() for future in futures), len(jobs), what))
     finally:
         for future in futures:
             future.cancel()
         wait(futures)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Keep Ctrl-C waiting; processes started meanwhile never see it, so that the command ends in one place."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _progress(results: Iterable[Result], total: int, what: str) -> Iterator[Result]:
