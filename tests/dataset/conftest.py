@@ -1,0 +1,187 @@
+"""Corpora made by hand for this room: through the command, or with token ids that name their document and place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from colossal_llama2.dataset.encoding import DOCUMENT, EncodedShard
+from colossal_llama2.dataset.parts import PartWriter
+from colossal_llama2.dataset.planning import build_rows, gather, plan_buckets
+from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
+
+PLACES = 100_000  # token id = document * PLACES + place in the document
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run of the command left."""
+
+    settings: PrepareSettings
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The ledger."""
+        ledger: dict[str, Any] = json.loads((self.settings.data_arrow_output_dir / "manifest.json").read_text())
+        return ledger
+
+    def rows(self) -> list[list[dict[str, list[int]]]]:
+        """Rows of every bucket, read with pyarrow alone."""
+        folders = sorted(self.settings.data_arrow_output_dir.glob("part-*"))
+        tables = [pa.ipc.open_stream((folder / "data-00000-of-00001.arrow").read_bytes()) for folder in folders]
+        return [table.read_all().to_pylist() for table in tables]
+
+    def pieces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """(ids, labels) of every piece of a document."""
+        found = []
+        for row in (row for bucket in self.rows() for row in bucket):
+            begin = 0
+            for length in row["seq_lens"]:
+                end = begin + length
+                found.append((tuple(row["input_ids"][begin:end]), tuple(row["labels"][begin:end])))
+                begin = end
+            assert begin == len(row["input_ids"]) == len(row["labels"])
+        return found
+
+    def outputs(self) -> dict[str, bytes]:
+        """Every output file but the settings, which name places, by name."""
+        folders = {"arrow": self.settings.data_arrow_output_dir, "jsonl": self.settings.data_jsonl_output_dir}
+        return {
+            f"{name}/{path.relative_to(folder)}": path.read_bytes()
+            for name, folder in folders.items()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != "settings.yaml"
+        }
+
+
+def write_records(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    """Write records as jsonl."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings_for(llama_tokenizer_dir: Path) -> Callable[..., PrepareSettings]:
+    """Give a function: folder and records to settings of a small run in that folder, one worker."""
+
+    def make(work: Path, records: Sequence[dict[str, Any]] | None = None, **options: Any) -> PrepareSettings:
+        if records is not None:
+            write_records(work / "in" / "data.jsonl", records)
+        settings = PrepareSettings(
+            data_input_dirs=str(work / "in"),
+            tokenizer_dir=llama_tokenizer_dir,
+            data_cache_dir=work / "cache",
+            data_jsonl_output_dir=work / "jsonl",
+            data_arrow_output_dir=work / "arrow",
+            max_length=32,
+            num_spliced_dataset_bins=1,
+            num_workers=1,
+        )
+        return replace(settings, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prepare(settings_for: Callable[..., PrepareSettings]) -> Callable[..., Prepared]:
+    """Give a function that runs the command on records."""
+
+    def run(work: Path, records: Sequence[dict[str, Any]] | None = None, **options: Any) -> Prepared:
+        settings = settings_for(work, records, **options)
+        main(settings)
+        return Prepared(settings)
+
+    return run
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Documents whose token ids say where they belong, spread over shards.
+
+    Attributes:
+        tokens: tokens of each document.
+        unlearned: leading tokens of each that are not learned.
+        categories: category number of each.
+        shards: their encoded shards.
+    """
+
+    tokens: list[int]
+    unlearned: list[int]
+    categories: list[int]
+    shards: list[EncodedShard]
+
+    def learned(self, max_length: int) -> set[int]:
+        """The ids that must be learned, by the rule told in words: all but bos, source and firsts of pieces."""
+        return {
+            document * PLACES + place
+            for document, (length, first) in enumerate(zip(self.tokens, self.unlearned, strict=True))
+            for place in range(first, length)
+            if place % max_length
+        }
+
+    def all_ids(self) -> list[int]:
+        """Every token once, by document and place."""
+        return [document * PLACES + place for document, length in enumerate(self.tokens) for place in range(length)]
+
+
+@pytest.fixture(scope="session")
+def numbered_documents() -> Callable[..., Numbered]:
+    """Give a function: folder and (tokens, unlearned, category) of documents to encoded shards of three each."""
+
+    def make(folder: Path, documents: Sequence[tuple[int, int, int]], per_shard: int = 3) -> Numbered:
+        shards = []
+        for first in range(0, len(documents), per_shard):
+            members = list(enumerate(documents))[first : first + per_shard]
+            names = sorted({f"category {category}" for _, (_, _, category) in members})
+            table = np.zeros(len(members), dtype=DOCUMENT)
+            for row, (_, (tokens, unlearned, category)) in zip(table, members, strict=True):
+                row["tokens"], row["unlearned"], row["characters"] = tokens, unlearned, 3 * tokens
+                row["bytes"], row["category"] = 4 * tokens, names.index(f"category {category}")
+            ids = [number * PLACES + place for number, (tokens, _, _) in members for place in range(tokens)]
+            home = folder / f"shard-{first}"
+            home.mkdir(parents=True)
+            np.save(home / "tokens.npy", np.array(ids, dtype=np.int32))
+            np.save(home / "documents.npy", table)
+            shards.append(EncodedShard(home, names, [], f"hash {first}"))
+        columns = [[document[column] for document in documents] for column in range(3)]
+        return Numbered(columns[0], columns[1], columns[2], shards)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def numbered_corpus(numbered_documents: Callable[..., Numbered]) -> Callable[..., tuple[Path, Numbered]]:
+    """Give a function: folder, documents, buckets and row length to a prepared corpus of numbered documents."""
+
+    def make(
+        work: Path, documents: Sequence[tuple[int, int, int]], num_buckets: int, max_length: int, fingerprint: str = "t"
+    ) -> tuple[Path, Numbered]:
+        numbered = numbered_documents(work / "encoded", documents)
+        arrow, jsonl = work / "arrow", work / "jsonl"
+        arrow.mkdir()
+        jsonl.mkdir()
+        buckets = []
+        jobs, _ = plan_buckets(gather(numbered.shards), num_buckets, max_length, seed=0)
+        for job in jobs:
+            rows = list(build_rows(job))
+            with PartWriter(arrow, jsonl, job.bucket) as writer:
+                for row in rows:
+                    writer.write(row)
+            path = arrow / f"part-{job.bucket:05d}" / "data-00000-of-00001.arrow"
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            buckets.append({"bucket": job.bucket, "rows": len(rows), "arrow_sha256": digest})
+        tokenizer = {"fingerprint": fingerprint, "bos_token_id": 1, "eos_token_id": 2}
+        manifest = {"version": 1, "max_length": max_length, "tokenizer": tokenizer, "buckets": buckets}
+        (arrow / "manifest.json").write_text(json.dumps(manifest))
+        return arrow, numbered
+
+    return make

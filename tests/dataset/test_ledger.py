@@ -1,0 +1,119 @@
+"""The ledger against a recount by code that shares nothing with it, and its refusal of sums that differ."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+
+from colossal_llama2.dataset.ledger import UnbalancedError, WrittenBucket, balance
+
+MAX_LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    draw = random.Random(1)
+    words = ["the", "fox", "今天", "7", "龘"]
+    return [
+        {
+            "source": " ".join(draw.choices(words, k=draw.choice([0, 0, 3, 40]))),
+            "target": " ".join(draw.choices(words, k=draw.choice([1, 4, 30]))),
+            "category": draw.choice("abc"),
+        }
+        for _ in range(60)
+    ]
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]], prepare: Callable[..., Any]
+) -> Any:
+    work = tmp_path_factory.mktemp("ledger")
+    return prepare(work, records, max_length=MAX_LENGTH, num_spliced_dataset_bins=3)
+
+
+def test_sums_are_those_of_the_input(prepared: Any, records: list[dict[str, Any]], llama_tokenizer_dir: Path) -> None:
+    processor = SentencePieceProcessor(model_file=str(llama_tokenizer_dir / "tokenizer.model"))
+    texts = [record["source"] + record["target"] for record in records]
+    lengths = [len(processor.encode(text)) + 2 for text in texts]
+    ledger = prepared.manifest
+    assert ledger["totals"]["documents"] == len(records)
+    assert ledger["totals"]["tokens"] == sum(lengths)
+    assert ledger["totals"]["characters"] == sum(map(len, texts))
+    assert ledger["totals"]["text_bytes"] == sum(len(text.encode()) for text in texts)
+    assert ledger["totals"]["documents_cut"] == sum(length > MAX_LENGTH for length in lengths) > 0
+    assert set(ledger["categories"]) == {record["category"] for record in records}
+    for name, entry in ledger["categories"].items():
+        own = [number for number, record in enumerate(records) if record["category"] == name]
+        assert entry["documents"] == len(own) == sum(entry["documents_per_bucket"])
+        assert entry["tokens"] == sum(lengths[number] for number in own) == sum(entry["tokens_per_bucket"])
+        assert entry["characters"] == sum(len(texts[number]) for number in own)
+        assert entry["tokens"] - sum(entry["not_learned"].values()) == entry["learned_tokens"]
+
+
+def test_sums_are_those_of_the_arrow_files(prepared: Any) -> None:
+    ledger, learned_in_all = prepared.manifest, 0
+    for entry, rows in zip(ledger["buckets"], prepared.rows(), strict=True):
+        tokens = sum(len(row["input_ids"]) for row in rows)
+        learned = [sum(label != -100 for label in row["labels"]) for row in rows]
+        assert (entry["rows"], entry["tokens"], entry["learned_tokens"]) == (len(rows), tokens, sum(learned))
+        assert entry["pieces"] == sum(len(row["seq_lens"]) for row in rows)
+        assert entry["rows_without_learned_tokens"] == learned.count(0)
+        assert entry["fill"] == round(tokens / len(rows) / MAX_LENGTH, 6)
+        # A document begins with bos, and no continuation does.
+        assert entry["documents"] == sum(row["input_ids"].count(1) for row in rows)
+        learned_in_all += sum(learned)
+    assert sum(bucket["rows_without_learned_tokens"] for bucket in ledger["buckets"]) > 0
+    assert sum(bucket["characters"] for bucket in ledger["buckets"]) == ledger["totals"]["characters"]
+    assert sum(category["learned_tokens"] for category in ledger["categories"].values()) == learned_in_all
+    reasons = Counter[str]()
+    for category in ledger["categories"].values():
+        reasons.update(category["not_learned"])
+    assert reasons["first_of_document"] == ledger["totals"]["documents"]
+    assert min(reasons["source"], reasons["first_of_continuation"]) > 0
+
+
+@pytest.fixture
+def written(prepared: Any) -> list[WrittenBucket]:
+    names = WrittenBucket.__dataclass_fields__
+    return [WrittenBucket(**{name: entry[name] for name in names}) for entry in prepared.manifest["buckets"]]
+
+
+def test_a_true_ledger_balances(prepared: Any, written: list[WrittenBucket]) -> None:
+    balance(prepared.manifest, written)
+
+
+@pytest.mark.parametrize("name", ["tokens", "learned_tokens"])
+def test_a_lost_token_unbalances_it(name: str, prepared: Any, written: list[WrittenBucket]) -> None:
+    wrong = [replace(written[0], **{name: getattr(written[0], name) - 1}), *written[1:]]
+    with pytest.raises(UnbalancedError, match="does not balance"):
+        balance(prepared.manifest, wrong)
+
+
+def test_tokens_in_the_wrong_bucket_unbalance_it(prepared: Any, written: list[WrittenBucket]) -> None:
+    moved = [replace(written[0], tokens=written[0].tokens - 1), replace(written[1], tokens=written[1].tokens + 1)]
+    with pytest.raises(UnbalancedError, match="tokens of bucket 0"):
+        balance(prepared.manifest, [*moved, *written[2:]])
+
+
+@pytest.mark.parametrize("name", ["documents", "characters", "tokens"])
+def test_files_and_categories_must_agree(name: str, prepared: Any, written: list[WrittenBucket]) -> None:
+    ledger = copy.deepcopy(prepared.manifest)
+    ledger["files"][0][name] += 1
+    with pytest.raises(UnbalancedError, match=name):
+        balance(ledger, written)
+
+
+def test_a_document_in_no_bucket_unbalances_it(prepared: Any, written: list[WrittenBucket]) -> None:
+    ledger = copy.deepcopy(prepared.manifest)
+    ledger["categories"]["a"]["documents_per_bucket"][0] -= 1
+    with pytest.raises(UnbalancedError, match="documents of buckets"):
+        balance(ledger, written)

@@ -1,0 +1,75 @@
+"""Workers: results in order, the first mistake ends it, and nobody writes on after the end."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colossal_llama2.dataset import workers
+from colossal_llama2.dataset.workers import run_all, worker_pool
+from colossal_llama2.errors import InputError
+
+# Worker processes import the functions they run, so these need a module of their own.
+JOBS = """
+import time
+from colossal_llama2.errors import InputError
+
+def double(number):
+    return 2 * number
+
+def write_slowly(number, folder):
+    if number == 0:
+        while not (folder / "1").exists():
+            time.sleep(0.01)
+        raise InputError("a mistake", path="f", line=3, remedy="mend it")
+    (folder / str(number)).write_text("begun")
+    time.sleep(0.3)
+    (folder / str(number)).write_text("done")
+"""
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give the module; job 0 of `write_slowly` fails while job 1 is at work."""
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "jobs_of_this_test.py").write_text(JOBS)
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    monkeypatch.delitem(sys.modules, "jobs_of_this_test", raising=False)
+    return importlib.import_module("jobs_of_this_test")
+
+
+def test_results_come_in_order(jobs: Any) -> None:
+    with worker_pool(1) as none:
+        assert none is None
+        assert run_all(none, jobs.double, range(20), "doubling") == list(range(0, 40, 2))
+
+
+def test_when_it_fails_nobody_is_writing_any_more(tmp_path: Path, jobs: Any) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with worker_pool(2) as pool:
+        assert run_all(pool, jobs.double, range(20), "doubling") == list(range(0, 40, 2))
+        with pytest.raises(InputError, match=r"^f:3: a mistake; mend it$"):
+            run_all(pool, partial(jobs.write_slowly, folder=folder), range(50), "writing")
+        written = {path.name: path.read_text() for path in folder.iterdir()}
+        time.sleep(0.5)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == written
+        assert set(written.values()) == {"done"}
+        assert len(written) < 10  # the rest was never begun
+
+
+def test_elsewhere_than_on_a_terminal_a_line_tells_how_far_it_is(
+    jobs: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_SECONDS_BETWEEN_LINES", 0.0)
+    run_all(None, jobs.double, range(3), "doubling")
+    assert capsys.readouterr().out.splitlines()[:2] == ["doubling: 1 of 3", "doubling: 2 of 3"]
+    monkeypatch.setattr(workers, "_SECONDS_BETWEEN_LINES", 60.0)
+    run_all(None, jobs.double, range(3), "doubling")
+    assert capsys.readouterr().out == ""
