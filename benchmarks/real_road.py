@@ -2,10 +2,11 @@
 
     python benchmarks/real_road.py --data DIR [--output FILE.json]
 
-DIR holds ``llama2_tokenizer/`` (a SentencePiece tokenizer), ``pieces_zh_20k.jsonl`` (a piece list) and ``pretrain/`` (jsonl
-of source, target, category). The road: expand the tokenizer, initialise a random Llama of 4 layers, prepare the corpus
-(2048 tokens, 10 buckets), train 30 steps on two ranks; the same again, killed with SIGKILL in the middle and resumed. Every
-step's loss must be the same to the last bit, and every token of every file must come out, against SentencePiece's own count.
+DIR holds ``llama2_tokenizer/`` (a SentencePiece tokenizer), ``pieces_zh_20k.jsonl`` (a piece list) and ``pretrain/``
+(jsonl of source, target, category). The road: expand the tokenizer, initialise a random Llama of 4 layers, prepare the
+corpus (2048 tokens, 10 buckets), train 30 steps on two ranks; the same again, killed with SIGKILL in the middle and
+resumed. Every step's loss must be the same to the last bit, and every token of every file must come out, against
+SentencePiece's own count.
 """
 
 from __future__ import annotations

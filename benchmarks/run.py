@@ -1,7 +1,7 @@
 """Every benchmark in turn: `make bench DATA=DIR`. Raw results go to benchmarks/results/.
 
-DIR holds ``llama2_tokenizer/`` (a SentencePiece BPE tokenizer), ``pieces_zh_20k.jsonl`` (a piece list) and ``pretrain/`` (jsonl of
-source, target, category). One after the other, because they share the machine's processors.
+DIR holds ``llama2_tokenizer/`` (a SentencePiece BPE tokenizer), ``pieces_zh_20k.jsonl`` (a piece list) and
+``pretrain/`` (jsonl of source, target, category). One after the other, because they share the machine's processors.
 """
 
 from __future__ import annotations
