@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,3 +68,9 @@ def test_a_batch_of_filler_weighs_nothing() -> None:
     assert batch.input_ids.shape == (2, 2)
     assert (batch.num_learned, batch.document_lengths) == (0, [])
     assert batch.cu_seq_lens.tolist() == [0, 2, 4]
+
+
+def test_a_row_that_does_not_fit_is_never_cut() -> None:
+    row = Row(*(np.array(values, dtype=np.int32) for values in ([1, 5, 2], [-100, 5, 2], [3])))
+    with pytest.raises(AssertionError, match="longer than the batch"):
+        collate([row], length=2)

@@ -39,3 +39,16 @@ def test_the_seed_moves_documents_of_equal_length_only() -> None:
     assert not np.array_equal(assign_buckets(equal, categories, 4, 0), assign_buckets(equal, categories, 4, 1))
     distinct = np.arange(1, 41)
     assert np.array_equal(assign_buckets(distinct, categories, 4, 0), assign_buckets(distinct, categories, 4, 1))
+
+
+def test_twenty_thousand_categories_of_one_document_even_out() -> None:
+    tokens = np.random.default_rng(0).integers(1, 1000, 20_000)
+    buckets = assign_buckets(tokens, np.arange(20_000), 10, seed=0)
+    loads = np.bincount(buckets, weights=tokens)
+    assert loads.max() / loads.min() < 1.001
+
+
+def test_the_longest_come_first() -> None:
+    tokens, categories = np.array([1, 1, 1, 1, 4]), np.zeros(5, dtype=int)
+    buckets = assign_buckets(tokens, categories, 2, seed=0)
+    assert np.bincount(buckets, weights=tokens).tolist() == [4, 4]

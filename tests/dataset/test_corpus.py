@@ -122,3 +122,14 @@ def test_missing_truncated_and_foreign_parts_are_refused(first: Path, second: Pa
     path.unlink()
     with pytest.raises(InputError, match="part-00001: cannot be read"):
         PreparedCorpus.open([first])
+
+
+def test_nothing_named_is_refused() -> None:
+    with pytest.raises(InputError, match="no prepared corpus is named"):
+        PreparedCorpus.open([])
+
+
+def test_the_part_that_is_the_current_folder_opens(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = rows_of(PreparedCorpus.open([first / "part-00001"]))
+    monkeypatch.chdir(first / "part-00001")
+    assert rows_of(PreparedCorpus.open([Path()])) == expected

@@ -162,6 +162,15 @@ def test_refused_lines_found_in_the_cache_are_numbered_anew(tmp_path: Path, llam
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+def test_a_byte_order_mark_counts_at_the_beginning_of_a_file_alone(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
+    line = b'\xef\xbb\xbf{"target": "the"}\n'
+    first, second = shards_of(tmp_path, line * 2, shard_bytes=len(line))
+    job = job_for(llama_tokenizer_dir, tmp_path / "cache")
+    assert len(documents_of([encode_shard(first, job)])) == 1
+    with pytest.raises(InputError, match=r"data\.jsonl:2: "):
+        encode_shard(second, job)
+
+
 @pytest.mark.parametrize("name", ["tokens.npy", "documents.npy", "shard.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed", "emptied"])
 def test_a_damaged_cache_entry_is_encoded_again(

@@ -91,7 +91,7 @@ def test_a_true_ledger_balances(prepared: Any, written: list[WrittenBucket]) -> 
     balance(prepared.manifest, written)
 
 
-@pytest.mark.parametrize("name", ["tokens", "learned_tokens"])
+@pytest.mark.parametrize("name", ["tokens", "learned_tokens", "pieces"])
 def test_a_lost_token_unbalances_it(name: str, prepared: Any, written: list[WrittenBucket]) -> None:
     wrong = [replace(written[0], **{name: getattr(written[0], name) - 1}), *written[1:]]
     with pytest.raises(UnbalancedError, match="does not balance"):
@@ -117,3 +117,20 @@ def test_a_document_in_no_bucket_unbalances_it(prepared: Any, written: list[Writ
     ledger["categories"]["a"]["documents_per_bucket"][0] -= 1
     with pytest.raises(UnbalancedError, match="documents of buckets"):
         balance(ledger, written)
+
+
+def test_cuts_and_straddling_tokens_are_counted_with_their_category(
+    tmp_path: Path, prepare: Callable[..., Any]
+) -> None:
+    records = [
+        {"source": "the qu", "target": "ick", "category": "a"},  # the token "quick" lies on both sides
+        {"source": "the", "target": " quick", "category": "a"},
+        {"target": "the fox " * 40, "category": "b"},
+    ]
+    ledger = prepare(tmp_path, records, max_length=16).manifest
+    a, b = ledger["categories"]["a"], ledger["categories"]["b"]
+    assert (a["straddling_tokens_learned"], b["straddling_tokens_learned"]) == (1, 0)
+    assert (a["documents_cut"], a["cuts"]) == (0, {"longer_than_max_length": 0})
+    continuations = -(-b["tokens"] // 16) - 1
+    assert (b["documents_cut"], b["cuts"]) == (1, {"longer_than_max_length": continuations})
+    assert b["not_learned"] == {"first_of_document": 1, "source": 0, "first_of_continuation": continuations}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,8 +216,36 @@ def test_mistakes_end_with_2_one_line_and_nothing_written(
     assert said.out == ""
     assert [line.startswith("error: ") for line in said.err.splitlines()] == [True]
     assert complaint in said.err
-    assert {path.name for path in tmp_path.iterdir()} - {"cache"} == {"in"}
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}  # not even a cache
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["data.jsonl"]
+
+
+def test_a_refusal_is_one_line_where_there_is_something_to_warn_of_too(
+    tmp_path: Path, prepare: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "notes.md").write_text("")
+    with pytest.raises(InputError, match=f"{len(TINY)} documents cannot fill"):
+        prepare(tmp_path, TINY, num_spliced_dataset_bins=len(TINY) + 1)
+    assert capsys.readouterr().err == ""
+    assert prepare(tmp_path, TINY).manifest["ignored_files"] == ["in/notes.md"]
+    assert capsys.readouterr().err.count("in/notes.md") == 1
+
+
+@pytest.mark.parametrize("option", ["data_arrow_output_dir", "data_jsonl_output_dir"])
+def test_an_output_in_the_input_would_be_read_the_next_time(option: str, tmp_path: Path, prepare: Prepare) -> None:
+    with pytest.raises(InputError, match=r"in/out: lies in the input .*/in and would be read"):
+        prepare(tmp_path, TINY, **{option: tmp_path / "in" / "out"})
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["data.jsonl"]
+
+
+def test_a_tokenizer_without_bos_and_eos_is_refused(
+    tmp_path: Path, prepare: Prepare, byte_level_tokenizer_dir: Path
+) -> None:
+    folder = Path(shutil.copytree(byte_level_tokenizer_dir, tmp_path / "tokenizer"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(InputError, match="neither a beginning-of-sequence nor an end-of-sequence token"):
+        prepare(tmp_path, TINY, tokenizer_dir=folder)
 
 
 @pytest.mark.parametrize("existing", ["arrow", "jsonl"])
