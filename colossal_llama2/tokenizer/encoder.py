@@ -91,19 +91,32 @@ class Encoder(ABC):
             characters. A token that straddles the split is not counted, nor is any byte of a character behind it.
             The dummy prefix counts when the split is not 0.
         """
+        encoded, counts, _ = self.encode_with_seam(texts, splits)
+        return encoded, counts
+
+    def encode_with_seam(
+        self, texts: Sequence[str], splits: Sequence[int]
+    ) -> tuple[EncodedTexts, Ids, npt.NDArray[np.bool_]]:
+        """Do as `encode_with_split`, and tell of each text (bool) whether a token lies on both sides of its split."""
         encoded = self.encode(texts)
         counts = np.zeros(len(texts), dtype=np.int32)
+        straddles = np.zeros(len(texts), dtype=np.bool_)
         for index, (text, split) in enumerate(zip(texts, splits, strict=True)):
+            if split <= 0:
+                continue
             ids = encoded.ids[encoded.offsets[index] : encoded.offsets[index + 1]]
             if split >= len(text):
                 counts[index] = len(ids)
-            elif split > 0:
-                counts[index] = self._count_before(text, split, ids)
-        return encoded, counts
+            else:
+                counts[index], straddles[index] = self._find_seam(text, split, ids)
+        return encoded, counts, straddles
 
     @abstractmethod
-    def _count_before(self, text: str, split: int, ids: Ids) -> int:
-        """Count the leading tokens wholly inside the first `split` characters; 0 < split < len(text)."""
+    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
+        """Count the leading tokens wholly inside the first `split` characters, and tell whether the next straddles it.
+
+        The split lies inside the text: 0 < split < len(text).
+        """
 
 
 class PieceEncoder(Encoder):
@@ -128,14 +141,16 @@ class PieceEncoder(Encoder):
             return _joined([])
         return _joined(self._processor.encode(list(texts), out_type="numpy", num_threads=self._num_threads))
 
-    def _count_before(self, text: str, split: int, ids: Ids) -> int:
+    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
         """Add up the widths of the pieces where they account for every byte of the text, else ask for offsets."""
         if self._widths is not None:
             ends = np.cumsum(self._widths[ids]) - int(self._has_prefix)
             if len(ends) and ends[-1] == len(text.encode()):
-                return int(np.searchsorted(ends, len(text[:split].encode()), side="right"))
+                seam = len(text[:split].encode())
+                count = int(np.searchsorted(ends, seam, side="right"))
+                return count, count == 0 or bool(ends[count - 1] < seam)
         spans = self._processor.encode(text, out_type="offset_mapping")["offsets"]
-        return _count_inside(spans, split)
+        return _find_seam_in(spans, split)
 
 
 class FastEncoder(Encoder):
@@ -160,9 +175,9 @@ class FastEncoder(Encoder):
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return _joined(np.array(encoding.ids, dtype=np.int32) for encoding in encodings)
 
-    def _count_before(self, text: str, split: int, ids: Ids) -> int:
+    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
         spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return _count_inside(spans, split)
+        return _find_seam_in(spans, split)
 
 
 def set_parallelism(num_threads: int) -> None:
@@ -191,13 +206,13 @@ def _piece_widths(model: PieceModel) -> npt.NDArray[np.int64]:
     return widths
 
 
-def _count_inside(spans: Sequence[tuple[int, int]], split: int) -> int:
-    """Count leading spans that lie within `split` characters (more than 0).
+def _find_seam_in(spans: Sequence[tuple[int, int]], split: int) -> tuple[int, bool]:
+    """Count leading spans that lie within `split` characters (more than 0); tell whether the next begins within.
 
     Of the bytes of one character only the last has a span; the others are empty and stand where the character
     begins, so an empty span belongs to what begins there.
     """
     for count, (begin, end) in enumerate(spans):
         if end > split or (begin == end and begin >= split):
-            return count
-    return len(spans)
+            return count, begin < split
+    return len(spans), False

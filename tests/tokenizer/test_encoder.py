@@ -47,9 +47,11 @@ def test_split_counts_tokens_wholly_inside(
 ) -> None:
     encoder = _cached_encoder(llama_tokenizer_dir)
     split = data.draw(st.integers(0, len(text)))
-    encoded, counts = encoder.encode_with_split([text], [split])
+    encoded, counts, straddles = encoder.encode_with_seam([text], [split])
     ends = ends_by_walking(parse_piece_model(piece_model_bytes()), text, encoded.ids.tolist())
     assert counts.tolist() == [sum(end <= split for end in ends) if split else 0]
+    assert straddles.tolist() == [0 < split < len(text) and split not in ends]
+    assert encoder.encode_with_split([text], [split])[1].tolist() == counts.tolist()
 
 
 def test_encoding_is_joint_and_by_text(llama_tokenizer_dir: Path) -> None:
@@ -67,12 +69,14 @@ def test_encoding_is_joint_and_by_text(llama_tokenizer_dir: Path) -> None:
 def test_byte_level_split(text: str, data: st.DataObject, byte_level_tokenizer_dir: Path) -> None:
     encoder = _cached_encoder(byte_level_tokenizer_dir)
     split = data.draw(st.integers(0, len(text)))
-    encoded, counts = encoder.encode_with_split([text], [split])
+    encoded, counts, straddles = encoder.encode_with_seam([text], [split])
     tokens = encoder._tokenizer  # type: ignore[attr-defined]
     widths = [len(tokens.id_to_token(index)) for index in encoded.ids.tolist()]  # one letter a byte
     assert sum(widths) == len(text.encode())
     inside = len(text[:split].encode())
-    assert counts.tolist() == [sum(sum(widths[: i + 1]) <= inside for i in range(len(widths)))]
+    ends = [sum(widths[: i + 1]) for i in range(len(widths))]
+    assert counts.tolist() == [sum(end <= inside for end in ends)]
+    assert straddles.tolist() == [0 < split < len(text) and inside not in ends]
 
 
 def test_normalising_models_split_by_their_offsets(tmp_path: Path, piece_model_bytes: Callable[..., bytes]) -> None:
