@@ -49,6 +49,7 @@ def collate(rows: Sequence[Row], pad_token_id: int = 0, length: int | None = Non
         length: pad to this many tokens instead of the longest row.
     """
     width = max([2, *(len(row.input_ids) for row in rows)]) if length is None else length
+    assert all(len(row.input_ids) <= width for row in rows), "a row is longer than the batch"
     shape = (len(rows), width)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from colossal_llama2.dataset.order import seeded_permutation
+
 
 def assign_buckets(
     tokens: npt.NDArray[Any], categories: npt.NDArray[Any], num_buckets: int, seed: int
@@ -28,26 +30,35 @@ def assign_buckets(
     Returns:
         [D] bucket number per document.
     """
-    tie_break = np.random.default_rng([seed, 0]).permutation(len(tokens))
+    tie_break = seeded_permutation(len(tokens), seed, 0)
+    order = np.lexsort((tie_break, -tokens.astype(np.int64), categories))
+    numbers, begins = np.unique(categories[order], return_index=True)
+    groups = np.split(order, begins[1:]) if len(numbers) else []
+    sizes = np.array([int(tokens[group].sum()) for group in groups], dtype=np.int64)
     buckets = np.empty(len(tokens), dtype=np.int64)
     totals = np.zeros(num_buckets, dtype=np.int64)
-    numbers, sizes = _category_sizes(tokens, categories)
-    for category in numbers[np.lexsort((numbers, -sizes))]:  # largest first: it evens out least well
-        members = np.flatnonzero(categories == category)
-        members = members[np.lexsort((tie_break[members], -tokens[members]))]
-        heap = [(0, int(total), bucket) for bucket, total in enumerate(totals)]
-        heapq.heapify(heap)
-        for document, length in zip(members.tolist(), tokens[members].tolist(), strict=True):
-            load, total, bucket = heap[0]
-            buckets[document] = bucket
-            heapq.heapreplace(heap, (load + length, total + length, bucket))
-        for _, total, bucket in heap:
-            totals[bucket] = total
+    for index in np.lexsort((numbers, -sizes)):  # largest category first: it evens out the total least well
+        group = groups[index]
+        buckets[group] = _spread(tokens[group], totals)
     return buckets
 
 
-def _category_sizes(
-    tokens: npt.NDArray[Any], categories: npt.NDArray[Any]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    numbers, inverse = np.unique(categories, return_inverse=True)
-    return numbers.astype(np.int64), np.bincount(inverse, weights=tokens).astype(np.int64)
+def _spread(lengths: npt.NDArray[Any], totals: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Spread one category's documents, longest first, and add them to the buckets' totals in place."""
+    chosen = np.empty(len(lengths), dtype=np.int64)
+    # The first ones each find a bucket that has nothing of the category, the emptiest first.
+    first = np.argsort(totals, kind="stable")[: len(lengths)]
+    chosen[: len(first)] = first
+    totals[first] += lengths[: len(first)]
+    heap = [
+        (load, total, bucket)
+        for load, total, bucket in zip(lengths.tolist(), totals[first].tolist(), first.tolist(), strict=False)
+    ]
+    heapq.heapify(heap)
+    for place, length in enumerate(lengths[len(first) :].tolist(), len(first)):
+        load, total, bucket = heap[0]
+        chosen[place] = bucket
+        heapq.heapreplace(heap, (load + length, total + length, bucket))
+    for _, total, bucket in heap:
+        totals[bucket] = total
+    return chosen

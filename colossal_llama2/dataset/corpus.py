@@ -67,9 +67,9 @@ class PreparedCorpus:
         parts: list[_Part] = []
         manifests: list[_Manifest] = []
         for folder in dirs:
-            home = folder if (folder / MANIFEST).is_file() else folder.parent
+            home = folder if (folder / MANIFEST).is_file() else folder.absolute().parent
             manifest = _read_manifest(folder, home)
-            found = _open_parts(home, manifest, None if home == folder else folder.name)
+            found = _open_parts(home, manifest, None if home == folder else folder.absolute().name)
             if not found:
                 raise InputError("is no part of the corpus it lies in", path=folder, remedy="name a part-XXXXX folder")
             if manifests and manifest.tokenizer != manifests[0].tokenizer:
@@ -80,6 +80,8 @@ class PreparedCorpus:
                 )
             parts += found
             manifests.append(manifest)
+        if not parts:
+            raise InputError("no prepared corpus is named", remedy="name one with --dataset")
         _refuse_twice(parts)
         return PreparedCorpus(parts, max(m.max_length for m in manifests), manifests[0].tokenizer[0])
 

@@ -23,12 +23,20 @@ from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import read_folder
 from colossal_llama2.tokenizer.loading import Encoder, load_encoder
 
-LAYOUT = 2
+LAYOUT = 3
 _BATCH_CHARACTERS = 1 << 21
 # Per document: tokens in all (bos and eos among them), how many at its beginning are not learned (bos, source),
-# category (index into the shard's list), characters and UTF-8 bytes of its text.
+# category (index into the shard's list), characters and UTF-8 bytes of its text, and whether a token lies across source
+# and target.
 DOCUMENT = np.dtype(
-    [("tokens", "<i8"), ("unlearned", "<i8"), ("category", "<i4"), ("characters", "<i8"), ("bytes", "<i8")]
+    [
+        ("tokens", "<i8"),
+        ("unlearned", "<i8"),
+        ("category", "<i4"),
+        ("characters", "<i8"),
+        ("bytes", "<i8"),
+        ("straddles", "?"),
+    ]
 )
 
 
@@ -93,6 +101,16 @@ def tokenizer_key(tokenizer_dir: Path, encoder: Encoder) -> str:
     """
     markers = sorted(read_folder(tokenizer_dir).markers)
     return json.dumps([encoder.fingerprint, encoder.bos_token_id, encoder.eos_token_id, markers])
+
+
+def count_records(shard: Shard, skip_bad_records: bool) -> int:
+    """Count a shard's records; done for all shards before the first is encoded, so that a mistake costs no time.
+
+    Raises:
+        InputError: a line is not a record, and bad records are not to be skipped.
+    """
+    records, _ = _parse(shard, list(read_shard(shard)), skip_bad_records)
+    return len(records)
 
 
 def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
@@ -168,11 +186,12 @@ def _encode(records: Sequence[Record], encoder: Encoder) -> tuple[npt.NDArray[np
             characters += len(records[end].source) + len(records[end].target)
             end += 1
         batch = records[begin:end]
-        tokens, lengths, unlearned = _encode_batch(batch, encoder)
+        tokens, lengths, unlearned, straddles = _encode_batch(batch, encoder)
         parts.append(tokens)
         texts = [record.source + record.target for record in batch]
         documents["tokens"][begin:end] = lengths
         documents["unlearned"][begin:end] = unlearned
+        documents["straddles"][begin:end] = straddles
         documents["category"][begin:end] = [numbers[record.category] for record in batch]
         documents["characters"][begin:end] = [len(text) for text in texts]
         documents["bytes"][begin:end] = [len(text.encode()) for text in texts]
@@ -182,13 +201,13 @@ def _encode(records: Sequence[Record], encoder: Encoder) -> tuple[npt.NDArray[np
 
 def _encode_batch(
     records: Sequence[Record], encoder: Encoder
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Encode source and target together, as one text, and put bos and eos around it.
 
     Encoded apart, a merge across the seam would be lost and the target would get a space of its own. A token that lies
     on both sides of the seam belongs to the target, which is learned whole.
     """
-    encoded, source_tokens = encoder.encode_with_split(
+    encoded, source_tokens, straddles = encoder.encode_with_seam(
         [record.source + record.target for record in records], [len(record.source) for record in records]
     )
     bos = [encoder.bos_token_id] if encoder.bos_token_id is not None else []
@@ -203,7 +222,7 @@ def _encode_batch(
         tokens[ends - lengths] = bos[0]
     if eos:
         tokens[ends - 1] = eos[0]
-    return tokens, lengths, source_tokens.astype(np.int64) + len(bos)
+    return tokens, lengths, source_tokens.astype(np.int64) + len(bos), straddles
 
 
 def _read_cached(folder: Path, digest: str, shard: Shard) -> EncodedShard | None:

@@ -68,37 +68,53 @@ def category_ledger(
 ) -> dict[str, dict[str, Any]]:
     """Count each category: documents, characters, tokens in and learned, what is not learned and why, its buckets."""
     pieces = cut_documents(corpus.tokens, max_length)
+    of_pieces = corpus.categories[pieces.documents]
     unlearned_here = np.clip(corpus.unlearned[pieces.documents] - pieces.starts, 0, pieces.lengths)
     continued = pieces.starts > 0
-    lost_first = (continued & (unlearned_here == 0)).astype(np.int64)
-    no_bos = (~continued & (unlearned_here == 0)).astype(np.int64)
-    ledger: dict[str, dict[str, Any]] = {}
-    for number, name in enumerate(corpus.category_names):
-        documents = corpus.categories == number
-        of_pieces = documents[pieces.documents]
-        tokens = int(corpus.tokens[documents].sum())
-        begins = int(documents.sum())
-        source = int(unlearned_here[of_pieces].sum()) + int(no_bos[of_pieces].sum()) - begins
-        continuations = int(lost_first[of_pieces].sum())
-        ledger[name] = {
-            "documents": begins,
-            "characters": int(corpus.characters[documents].sum()),
-            "tokens": tokens,
-            "learned_tokens": tokens - begins - source - continuations,
-            "not_learned": {
-                "first_of_document": begins,
-                "source": source,
-                "first_of_continuation": continuations,
-            },
-            "documents_cut": int((corpus.tokens[documents] > max_length).sum()),
-            "documents_per_bucket": np.bincount(buckets[documents], minlength=num_buckets).tolist(),
-            "tokens_per_bucket": _sum_by(buckets[documents], corpus.tokens[documents], num_buckets),
-        }
-    return ledger
+    num_categories = len(corpus.category_names)
+    cells = corpus.categories * num_buckets + buckets
+    shape = (num_categories, num_buckets)
+
+    def of_documents(values: npt.NDArray[Any]) -> list[int]:
+        return _sum_by(corpus.categories, values, num_categories)
+
+    columns: dict[str, list[Any]] = {
+        "documents": np.bincount(corpus.categories, minlength=num_categories).tolist(),
+        "characters": of_documents(corpus.characters),
+        "tokens": of_documents(corpus.tokens),
+        "documents_cut": of_documents(corpus.tokens > max_length),
+        "source": _sum_by(of_pieces, np.maximum(unlearned_here - ~continued, 0), num_categories),
+        "first_of_continuation": _sum_by(of_pieces, continued & (unlearned_here == 0), num_categories),
+        "continuations": _sum_by(of_pieces, continued, num_categories),
+        "straddling_tokens_learned": of_documents(corpus.straddles),
+        "documents_per_bucket": np.bincount(cells, minlength=num_categories * num_buckets).reshape(shape).tolist(),
+        "tokens_per_bucket": np.reshape(_sum_by(cells, corpus.tokens, num_categories * num_buckets), shape).tolist(),
+    }
+    return {
+        name: _category_entry({column: values[number] for column, values in columns.items()})
+        for number, name in enumerate(corpus.category_names)
+    }
 
 
-def _sum_by(buckets: npt.NDArray[Any], values: npt.NDArray[Any], num_buckets: int) -> list[int]:
-    sums: list[int] = np.bincount(buckets, weights=values, minlength=num_buckets).astype(np.int64).tolist()
+def _category_entry(counts: dict[str, Any]) -> dict[str, Any]:
+    not_learned = {
+        "first_of_document": counts["documents"],
+        "source": counts["source"],
+        "first_of_continuation": counts["first_of_continuation"],
+    }
+    return {
+        **{name: counts[name] for name in ("documents", "characters", "tokens")},
+        "learned_tokens": counts["tokens"] - sum(not_learned.values()),
+        "not_learned": not_learned,
+        "straddling_tokens_learned": counts["straddling_tokens_learned"],
+        "documents_cut": counts["documents_cut"],
+        "cuts": {"longer_than_max_length": counts["continuations"]},
+        **{name: counts[name] for name in ("documents_per_bucket", "tokens_per_bucket")},
+    }
+
+
+def _sum_by(numbers: npt.NDArray[Any], values: npt.NDArray[Any], size: int) -> list[int]:
+    sums: list[int] = np.bincount(numbers, weights=values, minlength=size).astype(np.int64).tolist()
     return sums
 
 
@@ -123,6 +139,8 @@ def balance(ledger: dict[str, Any], written: Sequence[WrittenBucket]) -> None:
             sum(bucket.learned_tokens for bucket in written),
         ),
     }
+    cuts = sum(c["cuts"]["longer_than_max_length"] for c in categories)
+    checks["pieces"] = (sum(f["documents"] for f in files) + cuts, sum(bucket.pieces for bucket in written))
     for bucket in written:
         planned = sum(c["tokens_per_bucket"][bucket.bucket] for c in categories)
         checks[f"tokens of bucket {bucket.bucket}"] = (planned, bucket.tokens)

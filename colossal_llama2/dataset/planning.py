@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from colossal_llama2.dataset.buckets import assign_buckets
 from colossal_llama2.dataset.encoding import EncodedShard
+from colossal_llama2.dataset.order import seeded_permutation
 from colossal_llama2.dataset.parts import IGNORED, Row
 from colossal_llama2.dataset.splicing import Pieces, cut_documents, pack_best_fit
 
@@ -26,6 +27,7 @@ class Corpus:
         tokens: [D] tokens.
         unlearned: [D] leading tokens that are not learned: bos and source.
         characters: [D] characters of its text.
+        straddles: [D] whether a token lies across source and target.
         categories: [D] number in `category_names`.
         category_names: sorted.
     """
@@ -36,6 +38,7 @@ class Corpus:
     tokens: npt.NDArray[np.int64]
     unlearned: npt.NDArray[np.int64]
     characters: npt.NDArray[np.int64]
+    straddles: npt.NDArray[np.bool_]
     categories: npt.NDArray[np.int64]
     category_names: list[str]
 
@@ -83,6 +86,7 @@ def gather(shards: Sequence[EncodedShard]) -> Corpus:
         tokens=np.concatenate([table["tokens"] for table in tables] or [empty]),
         unlearned=np.concatenate([table["unlearned"] for table in tables] or [empty]),
         characters=np.concatenate([table["characters"] for table in tables] or [empty]),
+        straddles=np.concatenate([table["straddles"] for table in tables] or [empty.astype(np.bool_)]),
         categories=np.concatenate(categories or [empty]),
         category_names=names,
     )
@@ -118,7 +122,7 @@ def build_rows(job: BucketJob) -> Iterator[Row]:
     pieces = cut_documents(job.tokens, job.max_length)
     rows = pack_best_fit(pieces.lengths, job.max_length)
     maps: dict[int, npt.NDArray[np.int32]] = {}
-    for index in np.random.default_rng([job.seed, 1, job.bucket]).permutation(len(rows)).tolist():
+    for index in seeded_permutation(len(rows), job.seed, 1, job.bucket).tolist():
         yield _build_row(job, pieces, rows[index], maps)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from colossal_llama2 import cli
-from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard, tokenizer_key
+from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, count_records, encode_shard, tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, Shard, find_inputs, split_into_shards
 from colossal_llama2.dataset.ledger import (
     MANIFEST,
@@ -24,7 +24,7 @@ from colossal_llama2.dataset.ledger import (
     write_manifest,
 )
 from colossal_llama2.dataset.parts import IGNORED, PartWriter
-from colossal_llama2.dataset.planning import BucketJob, Corpus, build_rows, gather, plan_buckets
+from colossal_llama2.dataset.planning import BucketJob, build_rows, gather, plan_buckets
 from colossal_llama2.dataset.workers import run_all, worker_pool
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
@@ -71,9 +71,11 @@ def main(settings: PrepareSettings) -> None:
     files, ignored, encoder = _check(settings)
     shards = split_into_shards(files)
     with worker_pool(settings.num_workers) as pool:
+        counted = partial(count_records, skip_bad_records=settings.bad_records == "skip")
+        _refuse_too_few(settings, sum(run_all(pool, counted, shards, "checking")))
+        _warn(ignored, encoder)
         encoded = _encode(settings, shards, encoder, pool)
         corpus = gather(encoded)
-        _refuse_too_few(settings, corpus)
         jobs, buckets = plan_buckets(corpus, settings.num_spliced_dataset_bins, settings.max_length, settings.seed)
         with (
             whole_directory(settings.data_jsonl_output_dir, settings.overwrite) as jsonl_dir,
@@ -118,6 +120,17 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
     for folder in (settings.data_arrow_output_dir, settings.data_jsonl_output_dir):
         refuse_existing(folder, settings.overwrite)
     _refuse_nested(settings, entries)
+    if encoder.bos_token_id is None and encoder.eos_token_id is None:
+        raise InputError(
+            "has neither a beginning-of-sequence nor an end-of-sequence token, so documents would run together",
+            path=settings.tokenizer_dir,
+            remedy="name eos_token in its tokenizer_config.json",
+        )
+    return files, ignored, encoder
+
+
+def _warn(ignored: Sequence[str], encoder: Encoder) -> None:
+    """Say what may surprise; only once nothing can be refused any more, so that a refusal is one line."""
     if ignored:
         cli.warn(
             f"{len(ignored)} files are not .jsonl and were passed over: {', '.join(ignored[:3])}"
@@ -125,7 +138,6 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
         )
     if encoder.eos_token_id is None:
         cli.warn("the tokenizer has no end-of-sequence token, so the model will not learn where documents end")
-    return files, ignored, encoder
 
 
 def _refuse_nested(settings: PrepareSettings, entries: Sequence[str]) -> None:
@@ -138,6 +150,10 @@ def _refuse_nested(settings: PrepareSettings, entries: Sequence[str]) -> None:
         for other in others:
             if other is not output and other.resolve().is_relative_to(output.resolve()):
                 raise InputError(f"{other} lies in this output", path=output, remedy="name a folder of its own")
+        for entry in map(Path, entries):
+            if output.resolve().is_relative_to(entry.resolve()):
+                what = f"lies in the input {entry} and would be read with it the next time"
+                raise InputError(what, path=output, remedy="name a folder outside the input")
 
 
 def _encode(
@@ -159,8 +175,8 @@ def _encode(
     return run_all(pool, partial(encode_shard, job=job), shards, "encoding")
 
 
-def _refuse_too_few(settings: PrepareSettings, corpus: Corpus) -> None:
-    documents, bins = len(corpus.tokens), settings.num_spliced_dataset_bins
+def _refuse_too_few(settings: PrepareSettings, documents: int) -> None:
+    bins = settings.num_spliced_dataset_bins
     if not documents:
         raise InputError("holds no record", path=settings.data_input_dirs, remedy="name folders with records in them")
     if documents < bins:
