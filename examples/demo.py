@@ -34,20 +34,21 @@ PROMPTS = ("秋天的一个早晨，", "One morning in winter, Mara")
 
 @dataclass(frozen=True)
 class Stage:
-    """A training stage: its name, its corpus, its length and peak learning rate, and flags of its own."""
+    """A training stage: its name, its corpus, its length, how it learns, and flags of its own."""
 
     name: str
     corpus: str
     steps: int
     lr: float
+    warmup_steps: int
     flags: tuple[str, ...] = ()
 
 
-BASE = Stage("base", "english", 250, 3e-3)
+BASE = Stage("base", "english", 250, 3e-3, 20)
 STAGES = (
-    Stage("align", "bilingual", 24, 3e-3, ("--freeze_non_embeds_params",)),
-    Stage("inject", "bilingual", 120, 2e-3, ("--warmup_steps", "10")),
-    Stage("replay", "replay", 60, 1.5e-3),
+    Stage("align", "bilingual", 24, 3e-3, 3, ("--freeze_non_embeds_params",)),
+    Stage("inject", "bilingual", 120, 2e-3, 10),
+    Stage("replay", "replay", 60, 1.5e-3, 5),
 )
 
 
@@ -162,6 +163,7 @@ def train(stage: Stage, model: Path, save_interval: int = 0) -> None:
         *("--num_epochs", 100),
         *("--max_steps", stage.steps),
         *("--lr", stage.lr),
+        *("--warmup_steps", stage.warmup_steps),
         *("--max_length", CONTEXT),
         *("--mixed_precision", "fp32"),
         *("--log_interval", 20),
@@ -177,7 +179,7 @@ def plan_control() -> Stage:
     print(
         f"The three stages trained for {spent:.0f} s; at {step:.3f} s a step that is {steps} steps of the base model."
     )
-    return Stage("control", "bilingual-old", steps, STAGES[1].lr)
+    return Stage("control", "bilingual-old", steps, BASE.lr, BASE.warmup_steps)
 
 
 def steps_in(seconds: float, seconds_per_step: float) -> int:
