@@ -13,6 +13,7 @@ compat.install()
 
 from colossalai.nn.optimizer import HybridAdam  # noqa: E402
 from colossalai.nn.optimizer.nvme_optimizer import NVMeOptimizer  # noqa: E402
+from colossalai.zero.gemini import gemini_optimizer  # noqa: E402
 
 
 class FusedAdamW(HybridAdam):
@@ -103,3 +104,7 @@ class FusedAdamW(HybridAdam):
             grad_scale=scale,
             found_inf=None,
         )
+
+
+# Gemini takes optimizers of listed types alone (gemini_optimizer.py:121 compares the exact type).
+gemini_optimizer._AVAIL_OPTIM_LIST.add(FusedAdamW)

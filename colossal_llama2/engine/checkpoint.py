@@ -75,7 +75,7 @@ def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model
     _save_random_state(work / "random_states")
     ranks.barrier()
     if ranks.is_first():
-        _complete_model_folder(work / "modeling", model_files_dir, dtype=None)
+        _complete_model_folder(session, work / "modeling", model_files_dir, dtype=None)
         write_running_state(state, work)
         replace_directory(work, target)
     ranks.barrier()
@@ -103,7 +103,7 @@ def save_model(session: Session, target: Path, model_files_dir: Path, dtype: tor
     _save_weights(session, work)
     ranks.barrier()
     if ranks.is_first():
-        _complete_model_folder(work, model_files_dir, dtype)
+        _complete_model_folder(session, work, model_files_dir, dtype)
         replace_directory(work, target)
     ranks.barrier()
 
@@ -127,12 +127,13 @@ def _save_weights(session: Session, folder: Path) -> None:
         )
 
 
-def _complete_model_folder(folder: Path, model_files_dir: Path, dtype: torch.dtype | None) -> None:
+def _complete_model_folder(session: Session, folder: Path, model_files_dir: Path, dtype: torch.dtype | None) -> None:
     """Add configuration and tokenizer to saved weights, cast them if asked, and state the dtype that is there."""
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights:
-        if dtype is not None:
-            tensors = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+        if dtype is not None or session.frozen_weights:
+            tensors = {name: session.frozen_weights.get(name, tensor) for name, tensor in load_file(path).items()}
+            tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
             save_file(tensors, path, metadata={"format": "pt"})
         path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner may read
     index = folder / "model.safetensors.index.json"

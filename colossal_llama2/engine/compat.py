@@ -41,6 +41,7 @@ def install() -> None:
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
+            _patch_gemini_on_cpu()
     _speak_only_of_trouble()
     _installed = True
 
@@ -164,3 +165,38 @@ def _patch_zero_on_cpu() -> None:
 
     low_level_optim.LowLevelZeroOptimizer._sanity_checks = same_dtype
     torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[assignment,method-assign]
+
+
+def _patch_gemini_on_cpu() -> None:
+    """Gemini tells accelerator memory from host memory by the device's name, which cannot work when both are the CPU.
+
+    Here there is one tier: a chunk is always "on the accelerator", nothing moves, nothing is pinned, and the readings
+    that steer `gemini_auto` are those of the host. Goes when gemini/chunk/chunk.py asks the accelerator instead.
+    """
+    import os
+
+    import psutil
+    from colossalai.legacy.utils import memory
+    from colossalai.zero.gemini.chunk.chunk import Chunk
+    from colossalai.zero.gemini.memory_tracer.memory_monitor import SyncCudaMemoryMonitor
+
+    init = _must_have(Chunk, "__init__")
+    for owner, name in ((Chunk, "device_type"), (Chunk, "shard_move"), (memory, "colo_device_memory_capacity")):
+        _must_have(owner, name)
+
+    def init_unpinned(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs["pin_memory"] = False
+        init(self, *args, **kwargs)
+        self.shard_device = torch.device("cuda")  # a tag: close_chunk() reads its type
+
+    def finish(self: Any) -> int:
+        self.time_stamps.append(0.0)
+        return int(psutil.Process().memory_info().rss)
+
+    capacity = psutil.virtual_memory().total / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    Chunk.__init__ = init_unpinned
+    Chunk.device_type = property(lambda self: "cuda")
+    Chunk.shard_move = lambda self, *args, **kwargs: None
+    memory.colo_device_memory_capacity = lambda device: capacity
+    SyncCudaMemoryMonitor.start = lambda self: None
+    SyncCudaMemoryMonitor.finish = finish

@@ -20,23 +20,25 @@ class MasterWeights:
     Args:
         model: what ``booster.boost`` returned for the model.
         optimizer: what it returned for the optimizer; one without master weights makes all of this a no-op.
-        frozen: untrained weights that half precision rounded, as they were, by ``id(parameter)``.
     """
 
-    def __init__(self, model: Any, optimizer: Any, frozen: Mapping[int, torch.Tensor]) -> None:
+    def __init__(self, model: Any, optimizer: Any) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._frozen = frozen
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, every working weight holds its value before rounding; on leaving it is cast back.
+        """Inside, every trained working weight holds its fp32 master; on leaving it is cast back.
 
         Costs one fp32 copy of the trained weights for as long as it is open. Every rank must enter and leave together.
         """
+        if hasattr(self._model, "gemini_manager"):
+            with _gemini_speaks_fp32(self._model):
+                yield
+            return
         half_precision: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         for parameter in self._model.unwrap().parameters():
-            value = self._exact_value(parameter)
+            value = self._master_of(parameter)
             if value is not None:
                 half_precision.append((parameter, parameter.data))
                 parameter.data = value
@@ -57,17 +59,28 @@ class MasterWeights:
                     parameter.data.copy_(originals[id(parameter)])
             self._optimizer.update_master_params(self._model.unwrap())
 
-    def _exact_value(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
-        """Return the value before rounding, to be written to freely; None where the working weight is all there is."""
+    def _master_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """Return a copy of the fp32 master in the parameter's shape, or None where the parameter is all there is."""
         if parameter.dtype == torch.float32:
             return None
-        if id(parameter) in self._frozen:
-            return self._frozen[id(parameter)].clone()
         find_masters = getattr(self._optimizer, "get_working_to_master_map", None)
         master = ((find_masters and find_masters()) or {}).get(id(parameter))
         if master is None:
             return None
         return _whole(master.data.to(parameter.device), parameter, self._optimizer).clone()
+
+
+@contextmanager
+def _gemini_speaks_fp32(model: Any) -> Iterator[None]:
+    """Gemini saves and loads its fp32 chunks, and casts them to `mixed_precision` on the way: make that no cast."""
+    manager = model.chunk_manager
+    kept = model.mixed_precision, manager.reuse_fp16_chunk
+    # read by save and load only to choose between fp32 chunks (True) and half-precision ones
+    model.mixed_precision, manager.reuse_fp16_chunk = torch.float32, True
+    try:
+        yield
+    finally:
+        model.mixed_precision, manager.reuse_fp16_chunk = kept
 
 
 def _whole(master: torch.Tensor, parameter: torch.nn.Parameter, optimizer: Any) -> torch.Tensor:

@@ -49,6 +49,7 @@ class Session:
         parameter_groups: trainable parameters with their ``weight_decay``, as torch optimizers take them.
         adam: the optimizer's numbers.
         lr_multiplier: maps the number of steps done to a factor on the peak learning rate.
+        accumulates: a step has more than one micro-batch.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Session:
         parameter_groups: Iterable[dict[str, Any]],
         adam: AdamSettings,
         lr_multiplier: Callable[[int], float],
+        accumulates: bool = True,
     ) -> None:
         compat.install()
         from colossalai.booster import Booster
@@ -65,19 +67,24 @@ class Session:
         from colossal_llama2.engine.adam import FusedAdamW
 
         self.settings = settings
-        self.plugin = build_plugin(settings)
+        self.plugin = build_plugin(settings, model, accumulates)
         self.booster = Booster(plugin=self.plugin)
         optimizer = FusedAdamW(parameter_groups, lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_multiplier)
         if settings.plugin == "ddp":
             model.float()  # master weights; autocast computes in half precision
         model.train()
-        rounded = {} if settings.plugin == "ddp" else _weights_rounded_by(DTYPES[settings.precision], model)
-        self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
         # What is frozen is saved as it came, not as half precision rounded it; one rank writes, so one keeps it.
-        frozen = {id(p): data for p, data in rounded.items() if not p.requires_grad and ranks.is_first()}
-        self.saved_weights = MasterWeights(self.model, self.optimizer, frozen)
-        if any(p.requires_grad for p in rounded):
+        self.frozen_weights = {
+            name: rounded[p]
+            for name, p in model.named_parameters()
+            if p in rounded and not p.requires_grad and ranks.is_first()
+        }
+        self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        self.saved_weights = MasterWeights(self.model, self.optimizer)
+        # Gemini makes its masters from the weights as they come; ZeRO from weights that are cast already.
+        if settings.plugin in ("zero2", "zero2_cpu") and any(p.requires_grad for p in rounded):
             self.saved_weights.start_from({id(p): data for p, data in rounded.items()})
         self._precision = _AutocastPrecision(self) if settings.plugin == "ddp" else _ZeroPrecision(self)
 
@@ -111,9 +118,8 @@ class Session:
         self.scheduler.step()
         return outcome
 
-    def discard_gradients(self) -> None:
-        """Clear the gradients without a step, and move the schedule on all the same."""
-        self.optimizer.zero_grad()
+    def skip_step(self) -> None:
+        """Move the schedule on without touching the weights; there has been no backward pass."""
         self.scheduler.step()
 
     def scaler_state(self) -> dict[str, float]:
@@ -136,7 +142,10 @@ class _ZeroPrecision:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._mixin = cast(Any, getattr(session.optimizer, "mixed_precision_mixin", None))
+        names = ("mixed_precision_mixin", "mix_precision_mixin")  # ZeRO's and Gemini's
+        self._mixin = cast(
+            Any, next((getattr(session.optimizer, n) for n in names if hasattr(session.optimizer, n)), None)
+        )
         self._scaled = session.settings.precision == "fp16"
         self._overflowed = False
         if self._scaled:

@@ -84,7 +84,7 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
             if totals.stop:
                 run.checkpoints.save(position)
                 return position, False
-            loss = _accumulate(run, batch, totals.learned_tokens)
+            loss = _accumulate(run, batch, totals.learned_tokens) if totals.learned_tokens else 0.0
             _refuse_non_finite(run, loss, position, batch)
             lr = run.session.learning_rate
             outcome = _step(run.session, totals)
@@ -131,20 +131,20 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
 
 def _accumulate(run: Run, batch: StepBatch, learned_tokens: int) -> float:
     """Run forward and backward over the micro-batches; return the mean loss over the global batch, in nats."""
-    weight = ranks.world_size() / max(learned_tokens, 1)  # gradients are averaged over ranks: undo that, then divide
+    weight = ranks.world_size() / learned_tokens  # gradients are averaged over ranks: undo that, then divide
     total = 0.0
     for index, micro_batch in enumerate(batch.micro_batches):
         with run.session.accumulating(last=index == len(batch.micro_batches) - 1):
             loss = run.loss_sum(run.session, micro_batch)
             run.session.backward(loss * weight)
         total += float(loss.detach())
-    return ranks.sum_over_ranks(total)[0] / max(learned_tokens, 1)
+    return ranks.sum_over_ranks(total)[0] / learned_tokens
 
 
 def _step(session: Session, totals: _Totals) -> StepOutcome:
     if totals.learned_tokens:
         return session.step()
-    session.discard_gradients()  # decay and momentum must not move weights on a batch that teaches nothing
+    session.skip_step()  # decay and momentum must not move weights on a batch that teaches nothing
     return StepOutcome(grad_norm=0.0, skipped=True)
 
 

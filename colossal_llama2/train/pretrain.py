@@ -169,6 +169,7 @@ def _boost(settings: TrainSettings, model: nn.Module, total_steps: int) -> Sessi
         decay_groups(model, options.weight_decay, options.decay_all_params),
         AdamSettings(options.lr, options.adam_beta1, options.adam_beta2, options.adam_eps),
         partial(cosine_multiplier, total_steps=total_steps, warmup_steps=warmup),
+        accumulates=settings.data.accumulation_steps > 1,
     )
 
 

@@ -76,8 +76,9 @@ class ParallelOptions:
     """How it is spread over the ranks."""
 
     plugin: PluginName = "zero2"
-    """ColossalAI plugin: zero2 shards gradients and optimizer state, zero2_cpu keeps them in host memory, ddp
-    replicates everything."""
+    """ColossalAI plugin: gemini shards weights, gradients and optimizer state, gemini_auto also moves them to host
+    memory as need be, zero2 shards gradients and optimizer state, zero2_cpu keeps them in host memory, ddp replicates
+    everything."""
     mixed_precision: Precision = "fp16"
     """What forward and backward compute in; master weights are fp32 throughout."""
     tp: int = 1

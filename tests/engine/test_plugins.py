@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from torch import nn
 
-from colossal_llama2.engine.plugins import PluginName, PluginSettings, check_plugin
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, check_plugin, chunk_sizes
 from colossal_llama2.errors import InputError
 
 
@@ -22,7 +24,24 @@ def test_negative_clipping_is_refused() -> None:
         check_plugin(PluginSettings(gradient_clipping=-1.0))
 
 
-@pytest.mark.parametrize("plugin", ["zero2", "zero2_cpu", "ddp"])
+@pytest.mark.parametrize("plugin", ["gemini", "gemini_auto"])
+def test_gemini_in_fp32_is_refused_with_what_works(plugin: PluginName) -> None:
+    with pytest.raises(InputError, match="bf16, or --plugin zero2"):
+        check_plugin(PluginSettings(plugin=plugin, precision="fp32"))
+
+
+@pytest.mark.parametrize("numel", [1_000, 300_000, 7_000_000_000])
+def test_every_model_is_cut_into_chunks_smaller_than_itself(numel: int) -> None:
+    """What stays in one chunk is not sharded, and is counted wrongly under accumulation."""
+    model = nn.Linear(numel, 1, bias=False, device="meta")
+    model.config = SimpleNamespace(hidden_size=64)  # type: ignore[assignment]
+    sizes = chunk_sizes(model)
+    assert 0 < sizes["min_chunk_size_m"] * 2**20 <= numel / 8
+    assert sizes["min_chunk_size_m"] <= 32
+    assert sizes["hidden_dim"] == 64
+
+
+@pytest.mark.parametrize("plugin", ["gemini", "gemini_auto", "zero2", "zero2_cpu", "ddp"])
 def test_every_plugin_is_accepted_as_it_comes(plugin: PluginName) -> None:
     check_plugin(PluginSettings(plugin=plugin))
     assert plugin in get_args(PluginName)

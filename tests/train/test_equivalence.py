@@ -101,6 +101,8 @@ def test_the_curve_is_that_of_plain_pytorch(
     ("precision", "plugin"),
     [
         ("fp16", "zero2"),
+        ("bf16", "gemini"),
+        pytest.param("fp16", "gemini_auto", marks=pytest.mark.long),
         pytest.param("bf16", "zero2", marks=pytest.mark.long),
         pytest.param("bf16", "ddp", marks=pytest.mark.long),
         pytest.param("fp16", "ddp", marks=pytest.mark.long),

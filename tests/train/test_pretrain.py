@@ -61,6 +61,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         (["--weight_decay", "-1"], "--weight_decay is -1"),
         (["--gradient_clipping", "-1"], "--gradient_clipping"),
         (["--tp", "2"], "--tp 2 with --plugin zero2"),
+        (["--plugin", "gemini"], "gemini computes in fp16 or bf16 alone"),
         (["--plugin", "zero9"], "invalid choice"),
         (["--unknown", "1"], "unrecognized options"),
     ],
@@ -110,8 +111,9 @@ def test_it_leaves_a_complete_model_folder(run_here: Callable[..., int], tiny_mo
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("plugin", ["zero2", "gemini", "ddp"])
 def test_the_first_stage_moves_embeddings_alone_and_the_dtype_stays(
-    run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype
+    run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype, plugin: str
 ) -> None:
     """What is frozen comes out bit for bit, also when it was computed in narrower numbers."""
     base = copy_of(tiny_model_dir, tmp_path / "base")
@@ -120,7 +122,7 @@ def test_the_first_stage_moves_embeddings_alone_and_the_dtype_stays(
         save_file({name: before[name] for name in load_file(path)}, path, metadata={"format": "pt"})
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "dtype": str(dtype).removeprefix("torch.")}))
-    flags = ["--freeze_non_embeds_params", "--mixed_precision", "bf16", "--lr", 1e-2]
+    flags = ["--freeze_non_embeds_params", "--mixed_precision", "bf16", "--lr", 1e-2, "--plugin", plugin]
     assert run_here(*flags, pretrained=base) == 0
     after = weights(tmp_path / "out" / "modeling")
     assert {tensor.dtype for tensor in after.values()} == {dtype}

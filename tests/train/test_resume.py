@@ -53,6 +53,8 @@ def end_early(command: list[str], save_dir: Path, after: int, how: signal.Signal
         pytest.param("zero2", "fp16", marks=pytest.mark.long),
         pytest.param("zero2", "fp32", marks=pytest.mark.long),
         pytest.param("zero2_cpu", "bf16", marks=pytest.mark.long),
+        pytest.param("gemini", "bf16", marks=pytest.mark.long),
+        pytest.param("gemini_auto", "fp16", marks=pytest.mark.long),
         pytest.param("ddp", "fp16", marks=pytest.mark.long),
         pytest.param("ddp", "fp32", marks=pytest.mark.long),
     ],
