@@ -81,7 +81,11 @@ class Session:
             for name, p in model.named_parameters()
             if p in rounded and not p.requires_grad and ranks.is_first()
         }
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        # Plugins cast buffers with the weights; rotary frequencies in bf16 are off by radians at position 4096.
+        for name, buffer in model.named_buffers():
+            buffer.data = buffers[name].to(buffer.device)
         self.saved_weights = MasterWeights(self.model, self.optimizer)
         # Gemini makes its masters from the weights as they come; ZeRO from weights that are cast already.
         if settings.plugin in ("zero2", "zero2_cpu") and any(p.requires_grad for p in rounded):
