@@ -75,6 +75,7 @@ class Session:
             model.float()  # master weights; autocast computes in half precision
         model.train()
         rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
+        self._adam, self._decays = adam, [group["weight_decay"] for group in optimizer.param_groups]
         # What is frozen is saved as it came, not as half precision rounded it; one rank writes, so one keeps it.
         self.frozen_weights = {
             name: rounded[p]
@@ -125,6 +126,27 @@ class Session:
     def skip_step(self) -> None:
         """Move the schedule on without touching the weights; there has been no backward pass."""
         self.scheduler.step()
+
+    def apply_settings(self) -> None:
+        """Put this run's learning rate, decay and betas back after a checkpoint's were loaded over them.
+
+        The learning rate of the next step is computed anew; unchanged settings give the checkpoint's own numbers.
+        """
+        adam, position = self._adam, self.scheduler.last_epoch
+        self.scheduler.base_lrs = [adam.lr] * len(self._decays)
+        factors = [multiplier(position) for multiplier in self.scheduler.lr_lambdas]
+        self.scheduler._last_lr = [adam.lr * factor for factor in factors]
+        for group, decay, lr in zip(self.optimizer.param_groups, self._decays, self.scheduler._last_lr, strict=True):
+            group.update(lr=lr, initial_lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps, weight_decay=decay)
+
+    def complete_optimizer_state(self) -> None:
+        """Give zero moments to parameters that were never updated; ColossalAI cannot save ZeRO's without."""
+        if self.settings.plugin not in ("zero2", "zero2_cpu"):
+            return
+        optimizer = self.optimizer.unwrap()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.start_state(parameter)
 
     def scaler_state(self) -> dict[str, float]:
         """State of the fp16 loss scaler, as plain numbers; empty when there is none."""
@@ -219,7 +241,11 @@ class _AutocastPrecision:
         return StepOutcome(grad_norm=float(norm), skipped=self._scaler.get_scale() < scale)
 
     def scaler_state(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self._scaler.state_dict().items()}
+        if not self._scaler.is_enabled():
+            return {}
+        state = self._scaler.state_dict()
+        return {"scale": float(state["scale"]), "growth_step": float(state["_growth_tracker"])}
 
     def load_scaler_state(self, state: dict[str, float]) -> None:
-        self._scaler.load_state_dict({**state, "_growth_tracker": int(state["_growth_tracker"])})
+        tracker = int(state["growth_step"])  # torch takes no float here, and complains only at the next step
+        self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": state["scale"], "_growth_tracker": tracker})
