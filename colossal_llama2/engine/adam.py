@@ -62,17 +62,22 @@ class FusedAdamW(HybridAdam):
         self._post_step()
         return loss
 
+    def start_state(self, parameter: torch.Tensor) -> dict[str, Any]:
+        """Return a parameter's state, zero moments at step 0 if it has none yet."""
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
     def _buckets(self, group: dict[str, Any], copy_gradients: bool) -> dict[tuple[Any, ...], list[list[torch.Tensor]]]:
         """Sort a group's tensors by what one kernel call can take: device, dtype and step count."""
         buckets: dict[tuple[Any, ...], list[list[torch.Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            state = self.state[parameter]
-            if not state:
-                state["step"] = 0
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state = self.start_state(parameter)
             state["step"] += 1
             gradient = parameter.grad.to(parameter.dtype)
             if copy_gradients and gradient is parameter.grad:

@@ -70,6 +70,7 @@ def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model
     target = save_dir / checkpoint_name(state.epoch, state.step)
     work = _begin(target)
     _save_weights(session, work / "modeling")
+    session.complete_optimizer_state()
     session.booster.save_optimizer(session.optimizer, str(work / "optimizer"), shard=True)
     session.booster.save_lr_scheduler(session.scheduler, str(work / "lr_scheduler"))
     _save_random_state(work / "random_states")
@@ -83,18 +84,36 @@ def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model
 
 
 def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path) -> bool:
-    """Put a checkpoint's weights, optimizer, schedule, loss scale and random states into a fresh session.
+    """Put a checkpoint's weights, moments, position in the schedule, loss scale and random states into a fresh session.
+
+    Learning rate, decay and betas are the session's own, which a checkpoint does not overrule.
 
     Returns:
         True when every rank got its own random state back; False when the number of ranks differs, so that dropout, if
         the model has any, draws other numbers than the uninterrupted run would have.
+
+    Raises:
+        InputError: it lacks weights that the model has.
     """
+    _refuse_missing_weights(session, checkpoint_dir / "modeling")
     with session.saved_weights.in_place():
-        session.booster.load_model(session.model, str(checkpoint_dir / "modeling"))
+        # Not strict: that would miss the second name of a tied weight, or trip over it, depending on the plugin.
+        session.booster.load_model(session.model, str(checkpoint_dir / "modeling"), strict=False)
     session.booster.load_optimizer(session.optimizer, str(checkpoint_dir / "optimizer"))
     session.booster.load_lr_scheduler(session.scheduler, str(checkpoint_dir / "lr_scheduler"))
+    session.apply_settings()
     session.load_scaler_state(state.scaler)
     return _load_random_state(checkpoint_dir / "random_states", state.world_size)
+
+
+def _refuse_missing_weights(session: Session, model_dir: Path) -> None:
+    index = model_dir / "model.safetensors.index.json"
+    held = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    missing = [name for name in session.parameter_names if name not in held]
+    if missing:
+        raise InputError(
+            f"lacks {len(missing)} weights, {missing[0]} first", path=index, remedy="use an older checkpoint"
+        )
 
 
 def save_model(session: Session, target: Path, model_files_dir: Path, dtype: torch.dtype) -> None:

@@ -82,6 +82,7 @@ class Session:
             for name, p in model.named_parameters()
             if p in rounded and not p.requires_grad and ranks.is_first()
         }
+        self.parameter_names = [name for name, _ in model.named_parameters()]  # a tied weight has one name
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
         # Plugins cast buffers with the weights; rotary frequencies in bf16 are off by radians at position 4096.
