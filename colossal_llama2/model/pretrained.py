@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.model import document_attention
+
+_SHAPE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "tie_word_embeddings",
+)
 
 
 def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> nn.Module:
@@ -55,9 +68,30 @@ def choose_attention(precision: str, use_flash_attn: bool) -> tuple[str, str]:
     return document_attention.FLASH_NAME, "attention: per document, variable-length FlashAttention"
 
 
+def check_same_shape(pretrained: Path, weights_dir: Path) -> None:
+    """Refuse weights of another model than the one whose configuration will be saved beside them.
+
+    Raises:
+        InputError: naming the first entry of ``config.json`` that decides a shape and differs.
+    """
+    ours, theirs = _read_config(pretrained), _read_config(weights_dir)
+    for name in _SHAPE:
+        if name in ours and name in theirs and ours[name] != theirs[name]:
+            raise InputError(
+                f"is another model than --pretrained ({name} is {theirs[name]}, not {ours[name]})",
+                path=weights_dir,
+                remedy="pass the folder it was trained from as --pretrained",
+            )
+
+
+def _read_config(model_dir: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    return content
+
+
 def stored_dtype(model_dir: Path) -> torch.dtype:
     """Return the dtype a model folder's configuration names; fp32 where it names none."""
-    config = json.loads((model_dir / "config.json").read_text(encoding="utf-8"))
+    config = _read_config(model_dir)
     name = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):

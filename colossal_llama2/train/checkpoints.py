@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from colossal_llama2.engine.checkpoint import latest_checkpoint, save_checkpoint, whole_checkpoints
+from colossal_llama2.engine.checkpoint import latest_checkpoint, save_checkpoint
 from colossal_llama2.engine.ranks import world_size
 from colossal_llama2.engine.running_state import FILE_NAME, RunIdentity, RunningState
 from colossal_llama2.engine.session import Session
@@ -91,20 +91,3 @@ def find_starting_point(pretrained: Path, load_checkpoint: str, save_dir: Path) 
         path=path,
         remedy="name an epoch-E_step-S folder to resume, its modeling folder for the weights alone, or `latest`",
     )
-
-
-def refuse_existing_run(save_dir: Path, overwrite: bool) -> None:
-    """Complain about a folder that holds another run's checkpoints or model.
-
-    Raises:
-        InputError: it does, and `overwrite` is off; or the name is taken by a file.
-    """
-    if save_dir.exists() and not save_dir.is_dir():
-        raise InputError("is not a folder", path=save_dir, remedy="choose another --save_dir")
-    taken = whole_checkpoints(save_dir) or (save_dir / MODELING).exists()
-    if taken and not overwrite:
-        raise InputError(
-            "holds an earlier run",
-            path=save_dir,
-            remedy="resume it with --load_checkpoint latest, choose another --save_dir, or pass --overwrite",
-        )

@@ -74,6 +74,8 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
         NonFiniteError: the loss or the gradients stopped being numbers.
     """
     position, overflows = start, 0
+    if position.step >= run.total_steps:  # a checkpoint of the last step: only the model was not written yet
+        return position, True
     for epoch in range(start.epoch, run.num_epochs):
         position = replace(position, epoch=epoch)
         waiting_since = time.perf_counter()

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import nn
 
 from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.checkpoint import load_checkpoint, save_model, whole_checkpoints
+from colossal_llama2.engine.checkpoint import load_checkpoint, save_model
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.freezing import decay_groups, describe_trained, freeze_all_but_embeddings
-from colossal_llama2.model.pretrained import choose_attention, load_for_training, stored_dtype
-from colossal_llama2.outputs import whole_file
+from colossal_llama2.model.pretrained import check_same_shape, choose_attention, load_for_training, stored_dtype
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import (
     MODELING,
@@ -27,9 +26,9 @@ from colossal_llama2.train.checkpoints import (
     Position,
     StartingPoint,
     find_starting_point,
-    refuse_existing_run,
 )
 from colossal_llama2.train.flops import peak_flops, step_flops
+from colossal_llama2.train.folders import check_folders, prepare_folders
 from colossal_llama2.train.loop import Run, pretraining_loss_sum, train
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
@@ -44,31 +43,34 @@ def main(settings: TrainSettings) -> int:
     corpus = open_inputs(settings, start)
     identity = _identity(settings, corpus)
     state = _checked_state(settings, start, identity)
+    dtype = stored_dtype(settings.model.pretrained)  # now: a mistake in it must not cost a run
 
     ranks.launch(settings.optimizer.seed)
     try:
-        _prepare_outputs(settings, start)
+        if ranks.is_first():
+            prepare_folders(settings, start)
+        ranks.barrier()
         run, position = build(settings, start, corpus, identity, state)
-        return _train_and_save(settings, run, position)
+        return _train_and_save(settings, run, position, dtype)
     finally:
         ranks.close()
 
 
-def _train_and_save(settings: TrainSettings, run: Run, position: Position) -> int:
+def _train_and_save(settings: TrainSettings, run: Run, position: Position, dtype: torch.dtype) -> int:
     _announce(settings, run, position)
     try:
         position, complete = train(run, position)
+        if complete:  # a SIGTERM from here on waits: the model is as far as the run was to go
+            target = settings.output.save_dir / MODELING
+            save_model(run.session, target, settings.model.pretrained, dtype)
+            cli.say(f"model saved to {target}")
+            return 0
     finally:
         run.stop.close()
         if run.log is not None:
             run.log.close()
-    if not complete:
-        cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
-        return EXIT_STOPPED
-    target = settings.output.save_dir / MODELING
-    save_model(run.session, target, settings.model.pretrained, stored_dtype(settings.model.pretrained))
-    cli.say(f"model saved to {target}")
-    return 0
+    cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
+    return EXIT_STOPPED
 
 
 def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus:
@@ -94,6 +96,7 @@ def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus
             path=start.weights_dir,
             remedy="name the model folder that the checkpoint was trained from",
         )
+    check_same_shape(settings.model.pretrained, start.weights_dir)
     if corpus.max_length > settings.data.max_length:
         raise InputError(
             f"the corpus has rows of up to {corpus.max_length} tokens and --max_length is {settings.data.max_length}",
@@ -120,7 +123,7 @@ def build(
     flops = step_flops(model)
     cli.say(f"trained: {describe_trained(model)}")
     batches = GlobalBatches(corpus, _loader_settings(settings))
-    total_steps = _total_steps(settings, batches)
+    total_steps = _total_steps(settings, batches, state)
     session = _boost(settings, model, total_steps)
     checkpoints = Checkpoints(
         session, settings.output.save_dir, settings.model.pretrained, identity, batches.rows_per_step
@@ -155,8 +158,14 @@ def _loader_settings(settings: TrainSettings) -> LoaderSettings:
     )
 
 
-def _total_steps(settings: TrainSettings, batches: GlobalBatches) -> int:
-    steps = batches.steps_per_epoch * settings.data.num_epochs
+def _total_steps(settings: TrainSettings, batches: GlobalBatches, state: RunningState | None) -> int:
+    """Count the steps done and those that the rows left need: not epochs times steps once the global batch changed."""
+    if state is None:
+        steps = batches.steps_per_epoch * settings.data.num_epochs
+    else:
+        left_in_epoch = -(-(batches.corpus.num_rows - state.rows_consumed) // batches.rows_per_step)
+        epochs_after = settings.data.num_epochs - state.epoch - 1
+        steps = state.step + (left_in_epoch + epochs_after * batches.steps_per_epoch if epochs_after >= 0 else 0)
     return min(steps, settings.data.max_steps or steps)
 
 
@@ -174,20 +183,22 @@ def _boost(settings: TrainSettings, model: nn.Module, total_steps: int) -> Sessi
 
 
 def _identity(settings: TrainSettings, corpus: PreparedCorpus) -> RunIdentity:
+    trained = "embeddings" if settings.model.freeze_non_embeds_params else "everything"
     return RunIdentity(
         tokenizer_fingerprint=corpus.tokenizer_fingerprint,
         corpus_fingerprint=corpus.fingerprint,
         plugin=settings.parallel.plugin,
         precision=settings.parallel.mixed_precision,
-        trained_parameters="embeddings" if settings.model.freeze_non_embeds_params else "everything",
+        # with --decay_all_params the optimizer numbers its parameters in another order
+        trained_parameters=f"{trained}, all decaying" if settings.optimizer.decay_all_params else trained,
         seed=settings.optimizer.seed,
     )
 
 
 def _checked_state(settings: TrainSettings, start: StartingPoint, identity: RunIdentity) -> RunningState | None:
     """Read what a checkpoint says of itself, and refuse it, or an output in the way, before anything is written."""
+    check_folders(settings, start)
     if start.checkpoint_dir is None:
-        refuse_existing_run(settings.output.save_dir, settings.output.overwrite)
         return None
     state = read_running_state(start.checkpoint_dir)
     refuse_misfit(state, identity, start.checkpoint_dir)
@@ -206,21 +217,6 @@ def _resume(checkpoints: Checkpoints, state: RunningState, start: StartingPoint)
     return Position(epoch=state.epoch, step=state.step, rows_consumed=state.rows_consumed, tokens=state.tokens)
 
 
-def _prepare_outputs(settings: TrainSettings, start: StartingPoint) -> None:
-    """Make the folders and write the settings down; every rank waits until the first has done it."""
-    output = settings.output
-    if ranks.is_first():
-        if start.checkpoint_dir is None and output.save_dir.is_dir():
-            for folder in [*whole_checkpoints(output.save_dir), output.save_dir / MODELING, settings.run_dir]:
-                if folder.resolve() != settings.model.pretrained.resolve():
-                    shutil.rmtree(folder, ignore_errors=True)
-        output.save_dir.mkdir(parents=True, exist_ok=True)
-        for path in filter(None, (output.save_dir / "settings.yaml", output.config_file)):
-            with whole_file(path, overwrite=True) as work:
-                work.write_text(cli.as_yaml(settings), encoding="utf-8")
-    ranks.barrier()
-
-
 def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> RunLog | None:
     if not ranks.is_first():
         return None
@@ -236,5 +232,9 @@ def _announce(settings: TrainSettings, run: Run, position: Position) -> None:
     )
     cli.say(
         f"{corpus.num_rows} rows in {len(corpus.bucket_sizes)} buckets, {run.batches.rows_per_step} rows a step, "
-        f"steps {position.step + 1} to {run.total_steps}"
+        + (
+            f"steps {position.step + 1} to {run.total_steps}"
+            if position.step < run.total_steps
+            else "no step left to do"
+        )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -159,13 +160,18 @@ def check_settings(settings: TrainSettings) -> None:
         "max_steps": (1 if data.max_steps is None else data.max_steps, 1),
         "warmup_steps": (optimizer.warmup_steps or 0, 0),
         "weight_decay": (optimizer.weight_decay, 0),
+        "gradient_clipping": (optimizer.gradient_clipping, 0),
         "seed": (optimizer.seed, 0),
     }
     for name, (value, smallest) in least.items():
-        if value < smallest:
+        if not smallest <= value < math.inf:
             raise InputError(f"--{name} is {value}", remedy=f"give at least {smallest}")
-    if not optimizer.lr > 0:
-        raise InputError(f"--lr is {optimizer.lr}", remedy="give a positive number")
+    for name, number in (("lr", optimizer.lr), ("adam_eps", optimizer.adam_eps)):
+        if not 0 < number < math.inf:
+            raise InputError(f"--{name} is {number}", remedy="give a positive number")
+    for name, beta in (("adam_beta1", optimizer.adam_beta1), ("adam_beta2", optimizer.adam_beta2)):
+        if not 0 <= beta < 1:
+            raise InputError(f"--{name} is {beta}", remedy="give a number from 0 to below 1")
     if not data.dataset:
         raise InputError("--dataset names no folder", remedy="give at least one prepared corpus")
     check_plugin(settings.plugin_settings)

@@ -59,7 +59,12 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         (["--lr", "0"], "--lr is 0"),
         (["--lr", "nan"], "--lr is nan"),
         (["--weight_decay", "-1"], "--weight_decay is -1"),
+        (["--weight_decay", "nan"], "--weight_decay is nan"),
+        (["--lr", "inf"], "--lr is inf"),
+        (["--adam_beta2", "1"], "--adam_beta2 is 1"),
+        (["--adam_eps", "-1"], "--adam_eps is -1"),
         (["--gradient_clipping", "-1"], "--gradient_clipping"),
+        (["--gradient_clipping", "nan"], "--gradient_clipping is nan"),
         (["--tp", "2"], "--tp 2 with --plugin zero2"),
         (["--plugin", "gemini"], "gemini computes in fp16 or bf16 alone"),
         (["--plugin", "zero9"], "invalid choice"),
@@ -183,3 +188,55 @@ def test_metrics_are_what_they_say(run_here: Callable[..., int], tmp_path: Path,
     assert first["memory"] > 1 << 20
     assert 0 <= first["data_seconds"] < first["seconds"]
     assert first["skipped"] is False
+
+
+def lines(save_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (save_dir / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_was_complete_makes_no_further_step(run_here: Callable[..., int], tmp_path: Path) -> None:
+    """Killed while the finished model was being written: the checkpoint of the last step is there, the model is not."""
+    assert run_here("--save_interval", 2) == 0
+    before = weights(tmp_path / "out" / "modeling")
+    shutil.rmtree(tmp_path / "out" / "modeling")
+    assert run_here("--load_checkpoint", "latest") == 0
+    assert [line["step"] for line in lines(tmp_path / "out")] == [1, 2]
+    after = weights(tmp_path / "out" / "modeling")
+    assert before.keys() == after.keys() != set()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 7, 8])
+def test_with_another_batch_size_the_rest_of_the_rows_is_trained_once(
+    run_here: Callable[..., int], tmp_path: Path, micro_batch_size: int
+) -> None:
+    everything = ["--max_steps", "None", "--micro_batch_size", 4, "--save_interval", 10]
+    assert run_here(*everything) == 0
+    whole = lines(tmp_path / "out")
+    assert len(whole) > 12, "nothing is left to train after the checkpoint"
+    rest = ["--load_checkpoint", tmp_path / "out" / "epoch-0_step-10", "--save_dir", tmp_path / "rest"]
+    assert run_here(*everything, *rest, "--micro_batch_size", micro_batch_size) == 0
+    assert lines(tmp_path / "rest")[-1]["tokens"] == whole[-1]["tokens"]
+    assert math.isclose(lines(tmp_path / "rest")[-1]["lr"], whole[-1]["lr"]), "the schedule does not end with the run"
+
+
+def test_weights_of_another_shape_are_refused(
+    run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = copy_of(tiny_model_dir, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(InputError, match="num_hidden_layers is 3, not 2"):
+        run_here("--load_checkpoint", other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_dtype_is_refused_before_a_run_not_after_it(
+    run_here: Callable[..., int], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    other = copy_of(tiny_model_dir, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "dtype": "float7"}))
+    with pytest.raises(InputError, match="float7"):
+        run_here(pretrained=other)
+    assert not (tmp_path / "out").exists()

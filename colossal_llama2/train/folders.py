@@ -1,0 +1,98 @@
+"""What a run writes where, what it refuses to write over, and what ``--overwrite`` may discard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from colossal_llama2 import cli
+from colossal_llama2.engine.checkpoint import whole_checkpoints
+from colossal_llama2.errors import InputError
+from colossal_llama2.outputs import whole_file
+from colossal_llama2.train.checkpoints import MODELING, StartingPoint
+from colossal_llama2.train.run_log import METRICS_FILE
+from colossal_llama2.train.settings import TrainSettings
+
+
+def check_folders(settings: TrainSettings, start: StartingPoint) -> None:
+    """Refuse outputs that cannot be written, or that are another run's; changes nothing.
+
+    A checkpoint may be continued in its own folder; anywhere else it is a new run like any other.
+
+    Raises:
+        InputError: a folder is a file or cannot be made, holds an earlier run without ``--overwrite``, or holds an
+            input among what ``--overwrite`` would discard.
+    """
+    output = settings.output
+    for folder in (output.save_dir, settings.run_dir):
+        _refuse_unwritable(folder)
+    if output.config_file is not None:
+        if output.config_file.is_dir():
+            raise InputError("is a folder", path=output.config_file, remedy="name a file for --config_file")
+        _refuse_unwritable(output.config_file.parent)
+    if _continues_here(settings, start):
+        return
+    former = list(_former_run(settings, start))
+    if former and not output.overwrite:
+        raise InputError(
+            f"holds an earlier run ({former[0].name})",
+            path=former[0].parent,
+            remedy="resume it with --load_checkpoint latest, choose another folder, or pass --overwrite",
+        )
+    for source in (settings.model.pretrained, start.weights_dir, *settings.data.dataset):
+        for path in former:
+            if source.resolve().is_relative_to(path.resolve()):
+                raise InputError(
+                    "is read by this run and would be discarded by --overwrite",
+                    path=source,
+                    remedy="choose another --save_dir",
+                )
+
+
+def prepare_folders(settings: TrainSettings, start: StartingPoint) -> None:
+    """Discard what `check_folders` let pass, make the folders, and write the settings down; for one rank alone."""
+    output = settings.output
+    if not _continues_here(settings, start):
+        for path in _former_run(settings, start):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    output.save_dir.mkdir(parents=True, exist_ok=True)
+    for pattern in (".epoch-*_step-*.partial", f".{MODELING}.partial"):  # of a save that was killed
+        for path in output.save_dir.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+    for file in filter(None, (output.save_dir / "settings.yaml", output.config_file)):
+        with whole_file(file, overwrite=True) as work:
+            work.write_text(cli.as_yaml(settings), encoding="utf-8")
+
+
+def _continues_here(settings: TrainSettings, start: StartingPoint) -> bool:
+    checkpoint = start.checkpoint_dir
+    return checkpoint is not None and checkpoint.resolve().parent == settings.output.save_dir.resolve()
+
+
+def _former_run(settings: TrainSettings, start: StartingPoint) -> Iterator[Path]:
+    """Yield what an earlier run left: checkpoints, model, metrics; never anything else that lies beside them.
+
+    A checkpoint continued in another folder goes on with the metrics that are there.
+    """
+    save_dir, run_dir = settings.output.save_dir, settings.run_dir
+    yield from whole_checkpoints(save_dir)
+    model = save_dir / MODELING
+    if model.exists() or model.is_symlink():
+        yield model
+    if start.checkpoint_dir is None and (run_dir / METRICS_FILE).exists():
+        yield run_dir / METRICS_FILE
+        yield from run_dir.glob("events.out.tfevents.*")
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Find the nearest folder that is there, and see whether it can be written."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise InputError("is not a folder", path=there, remedy="choose another name for the output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError("cannot be written", path=there, remedy="choose another folder for the output")
