@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,14 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
         raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
     model.config.use_cache = False  # type: ignore[union-attr]
     return model
+
+
+def recompute_activations(model: nn.Module) -> None:
+    """Keep no activations inside decoder layers: the backward pass computes them again."""
+    enable: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every version that is supported
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def choose_attention(precision: str, use_flash_attn: bool) -> tuple[str, str]:

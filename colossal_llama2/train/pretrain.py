@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -18,7 +17,13 @@ from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.freezing import decay_groups, describe_trained, freeze_all_but_embeddings
-from colossal_llama2.model.pretrained import check_same_shape, choose_attention, load_for_training, stored_dtype
+from colossal_llama2.model.pretrained import (
+    check_same_shape,
+    choose_attention,
+    load_for_training,
+    recompute_activations,
+    stored_dtype,
+)
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import (
     MODELING,
@@ -118,8 +123,7 @@ def build(
     if settings.model.freeze_non_embeds_params:
         freeze_all_but_embeddings(model)
     if settings.model.use_grad_checkpoint:
-        enable_checkpointing: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
-        enable_checkpointing(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     flops = step_flops(model)
     cli.say(f"trained: {describe_trained(model)}")
     batches = GlobalBatches(corpus, _loader_settings(settings))
