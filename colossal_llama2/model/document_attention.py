@@ -8,11 +8,14 @@ build).
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from colossal_llama2.errors import InputError
 
 NAME = "document_attention"
 FLASH_NAME = "document_flash_attention"
@@ -50,6 +53,7 @@ def document_attention(
     Returns:
         [B, S, H, D], and None for the weights that are never formed.
     """
+    _refuse_what_is_not_computed(kwargs)
     batch, heads, length, depth = query.shape
     repeats = heads // key.shape[1]
     lengths = kwargs["cu_seq_lens_q"].diff().tolist()
@@ -83,7 +87,16 @@ def document_flash_attention(
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    _refuse_what_is_not_computed(kwargs)
+    if kwargs.get("dropout"):
+        raise InputError("the model has attention dropout, and the kernel none", remedy="leave out --use_flash_attn")
     batch, heads, length, depth = query.shape
+    # Under autocast rotary embeddings turn queries and keys to fp32; the kernel takes one half precision for all three.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    grouped: dict[str, Any] = {"enable_gqa": True} if key.shape[1] != heads else {}
+    if grouped and "enable_gqa" not in inspect.signature(varlen_attn).parameters:  # came after torch 2.11
+        grouped = {}
+        key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
     bounds, longest = kwargs["cu_seq_lens_q"].to(query.device), int(kwargs["max_length_q"])
     window = kwargs.get("sliding_window")
     output = varlen_attn(
@@ -96,10 +109,20 @@ def document_flash_attention(
         longest,
         scale=kwargs.get("scaling"),
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=key.shape[1] != heads,
+        **grouped,
     )
     assert isinstance(output, torch.Tensor)
     return output.view(batch, length, heads, depth), None
+
+
+def _refuse_what_is_not_computed(kwargs: dict[str, Any]) -> None:
+    """Some models hand their attention more than scores and a window; leaving it out would be another model."""
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise InputError(
+                f"the model's attention needs {name}, which attention by document does not compute",
+                remedy="choose a model without it (Llama, Mistral, Qwen, Gemma 3 ...)",
+            )
 
 
 def _flatten(tensor: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,8 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
         use_flash_attn: ask for variable-length FlashAttention, taken where it can run.
 
     Raises:
-        InputError: the folder is missing or is not a model that transformers knows.
+        InputError: the folder is missing, is not a model that transformers knows, or is one whose layers would mix the
+            documents of a row.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -55,6 +56,7 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
+    _refuse_mixing_documents(model, model_dir)
     model.config.use_cache = False  # type: ignore[union-attr]
     return model
 
@@ -65,6 +67,22 @@ def recompute_activations(model: nn.Module) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every version that is supported
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _refuse_mixing_documents(model: Any, model_dir: Path) -> None:
+    """Let only models pass whose every layer attends through the function that keeps to documents.
+
+    A layer with an attention of its own would run without any mask (Bloom saw the future in a trial), a recurrent one
+    would carry its state from one document into the next.
+    """
+    layers = set(getattr(model.config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if layers or not model._supports_attention_backend:
+        reason = f"has layers of {', '.join(sorted(layers))}" if layers else "has an attention of its own"
+        raise InputError(
+            f"{type(model).__name__} {reason}, and would mix the documents of a row",
+            path=model_dir,
+            remedy="choose a model of plain attention layers (Llama, Mistral, Qwen, Gemma 3 ...)",
+        )
 
 
 def choose_attention(precision: str, use_flash_attn: bool) -> tuple[str, str]:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from colossal_llama2.errors import InputError
 from colossal_llama2.model import document_attention as da
 
 
@@ -99,6 +100,65 @@ def test_a_spliced_row_gives_every_document_the_logits_it_has_alone(kind: str) -
             plain = model(document, use_cache=False).logits
         model.set_attn_implementation(da.NAME)
         torch.testing.assert_close(spliced, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("has_grouping", [False, True])
+def test_the_flash_kernel_is_called_as_every_torch_takes_it(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, window: int | None, has_grouping: bool
+) -> None:
+    """A stand-in for the CUDA kernel, with the signature of torch 2.11, which later ones only add to."""
+    from torch.nn.attention import varlen
+
+    def kernel(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cu_seq_q: torch.Tensor,
+        cu_seq_k: torch.Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        scale: float | None = None,
+        window_size: tuple[int, int] = (-1, -1),
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        assert query.dtype == key.dtype == value.dtype == torch.bfloat16
+        assert (query.shape == key.shape) is not enable_gqa
+        assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+        assert max_q == max_k == int(cu_seq_q.diff().max())
+        left, right = window_size
+        assert right == 0
+        q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+        plain, _ = da.document_attention(
+            nn.Module(), q, k, v, None, cu_seq_lens_q=cu_seq_q, scaling=scale, sliding_window=left + 1 or None
+        )
+        return plain[0]
+
+    def without_grouping(q: Any, k: Any, v: Any, *bounds: Any, scale: Any, window_size: Any) -> torch.Tensor:
+        return kernel(q, k, v, *bounds, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel if has_grouping else without_grouping)
+    torch.manual_seed(0)
+    bounds = torch.tensor([0, 10, 11, 24, 48], dtype=torch.int32)
+    q, k = torch.randn(2, 8, 24, 16, dtype=dtype), torch.randn(2, 2, 24, 16, dtype=dtype)
+    v = torch.randn(2, 2, 24, 16, dtype=torch.bfloat16)  # under autocast the values alone are in half precision
+    kwargs = {"cu_seq_lens_q": bounds, "max_length_q": 24, "scaling": 0.25, "sliding_window": window}
+    fast, _ = da.document_flash_attention(nn.Module(), q, k, v, None, **kwargs)
+    plain, _ = da.document_attention(nn.Module(), q.float(), k.float(), v.float(), None, **kwargs)
+    torch.testing.assert_close(fast.float(), plain, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("function", [da.document_attention, da.document_flash_attention])
+@pytest.mark.parametrize("name", ["softcap", "s_aux"])
+def test_what_is_not_computed_is_refused(function: Any, name: str) -> None:
+    q = torch.randn(1, 2, 4, 8)
+    bounds = torch.tensor([0, 4], dtype=torch.int32)
+    with pytest.raises(InputError, match=name):
+        function(nn.Module(), q, q, q, None, cu_seq_lens_q=bounds, max_length_q=4, **{name: 50.0})
+    with pytest.raises(InputError, match="leave out --use_flash_attn"):
+        da.document_flash_attention(nn.Module(), q, q, q, None, cu_seq_lens_q=bounds, max_length_q=4, dropout=0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel exists on CUDA only")
