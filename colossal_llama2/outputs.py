@@ -43,7 +43,7 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
-        _flush_tree(work)
+        flush_tree(work)
         replace_directory(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -68,6 +68,14 @@ def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         work.unlink(missing_ok=True)
 
 
+def flush_tree(folder: Path) -> None:
+    """Force everything in a folder to the disk: done before a rename, a power cut leaves it whole or absent."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _flush(path)
+    _flush(folder)
+
+
 def replace_directory(work: Path, target: Path) -> None:
     """Rename `work` to `target`, moving what was there out of the way first and deleting it last."""
     replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
@@ -79,13 +87,6 @@ def replace_directory(work: Path, target: Path) -> None:
         shutil.rmtree(replaced)
     else:
         replaced.unlink(missing_ok=True)
-
-
-def _flush_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _flush(path)
-    _flush(folder)
 
 
 def _flush(path: Path) -> None:

@@ -25,7 +25,7 @@ from colossal_llama2.engine import ranks
 from colossal_llama2.engine.running_state import FILE_NAME, RunningState, write_running_state
 from colossal_llama2.engine.session import Session
 from colossal_llama2.errors import InputError
-from colossal_llama2.outputs import replace_directory
+from colossal_llama2.outputs import flush_tree, replace_directory
 
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 _SHARD_MEGABYTES = 1024
@@ -78,6 +78,7 @@ def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model
     if ranks.is_first():
         _complete_model_folder(session, work / "modeling", model_files_dir, dtype=None)
         write_running_state(state, work)
+        flush_tree(work)
         replace_directory(work, target)
     ranks.barrier()
     return target
@@ -123,6 +124,7 @@ def save_model(session: Session, target: Path, model_files_dir: Path, dtype: tor
     ranks.barrier()
     if ranks.is_first():
         _complete_model_folder(session, work, model_files_dir, dtype)
+        flush_tree(work)
         replace_directory(work, target)
     ranks.barrier()
 

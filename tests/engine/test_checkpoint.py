@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,3 +128,20 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
     index.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"lm_head\.weight"):
         load_checkpoint(boosted(base, "zero2"), STATE, saved)
+
+
+def test_everything_is_on_the_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut leaves a checkpoint that looks whole and holds empty files."""
+    base = model_folder(tmp_path / "base")
+    flushed: set[int] = set()
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    saved = save_checkpoint(boosted(base, "zero2"), STATE, tmp_path / "out", base)
+    files = [path for path in saved.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert all(path.stat().st_ino in flushed for path in files)
