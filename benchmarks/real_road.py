@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,8 +97,6 @@ def _init_tokenizer(data: Path, work: Path) -> None:
 
 def _make_base(data: Path, work: Path) -> None:
     """Random weights in Llama's shape, small enough for two cores, with the real vocabulary."""
-    import shutil
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -170,7 +169,8 @@ def _train_whole(work: Path) -> list[list[float]]:
 
 def _train_killed(work: Path) -> dict[str, Any]:
     """Kill every process of the run once step KILL_AT is in the metrics, then resume from the latest checkpoint."""
-    command = _train_command(work, "killed", "--overwrite")
+    shutil.rmtree(work / "killed", ignore_errors=True)  # metrics of an earlier walk would kill this run at once
+    command = _train_command(work, "killed")
     process = subprocess.Popen(command, cwd=ROOT, env=_environment(), start_new_session=True)
     metrics = work / "killed" / "run" / "metrics.jsonl"
     while not (metrics.is_file() and metrics.read_text().count("\n") >= KILL_AT):
