@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 import random
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,39 +80,50 @@ class TrainRun:
         return [tuple(line[name] for name in names) for line in self.metrics]
 
 
+def spell_flags(model_dir: Path, corpus_dir: Path, save_dir: Path, flags: tuple[object, ...]) -> list[str]:
+    """Spell the flags of train.py that every run here has in common, and then its own."""
+    return [
+        "--pretrained", str(model_dir),
+        "--dataset", str(corpus_dir),
+        "--max_length", "48",
+        "--save_dir", str(save_dir),
+        "--save_interval", "0",
+        "--log_interval", "1",
+        *map(str, flags),
+    ]  # fmt: skip
+
+
 @pytest.fixture
 def train_command(tiny_model_dir: Path, corpus_dir: Path) -> Callable[..., list[str]]:
-    """Give a function that spells the command line of train.py for a number of ranks."""
+    """Give a function that spells the command line of train.py under torchrun for a number of ranks."""
 
     def command(ranks: int, save_dir: Path, *flags: object) -> list[str]:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-        return [
-            sys.executable, "-W", "ignore", *launcher, str(ROOT / "train.py"),
-            "--pretrained", str(tiny_model_dir),
-            "--dataset", str(corpus_dir),
-            "--max_length", "48",
-            "--save_dir", str(save_dir),
-            "--save_interval", "0",
-            "--log_interval", "1",
-            *map(str, flags),
-        ]  # fmt: skip
+        own = spell_flags(tiny_model_dir, corpus_dir, save_dir, flags)
+        return [sys.executable, "-W", "ignore", *launcher, str(ROOT / "train.py"), *own]
 
     return command
 
 
-@pytest.fixture
-def train_on(train_command: Callable[..., list[str]]) -> Callable[..., TrainRun]:
-    """Give a function that trains on a number of ranks and returns what came of it."""
+@pytest.fixture(scope="session")
+def warm_ranks() -> Iterator[Any]:
+    """Give ranks that have imported everything already: most of the seconds of a tiny run are imports."""
+    specification = importlib.util.spec_from_file_location("warm_ranks", ROOT / "benchmarks" / "warm_ranks.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["warm_ranks"] = module  # dataclasses look themselves up there
+    specification.loader.exec_module(module)
+    with module.WarmRanks() as warm:
+        yield warm
 
-    def run(ranks: int, save_dir: Path, *flags: object) -> TrainRun:
-        done = subprocess.run(
-            train_command(ranks, save_dir, *flags),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        return TrainRun(done.returncode, done.stdout, save_dir)
+
+@pytest.fixture
+def train_on(tiny_model_dir: Path, corpus_dir: Path, warm_ranks: Any) -> Callable[..., TrainRun]:
+    """Give a function that trains on a number of ranks and returns what came of it; `model_dir` is the tiny Llama."""
+
+    def run(ranks: int, save_dir: Path, *flags: object, model_dir: Path = tiny_model_dir) -> TrainRun:
+        done = warm_ranks.run(ranks, spell_flags(model_dir, corpus_dir, save_dir, flags))
+        return TrainRun(done.code, done.output, save_dir)
 
     return run
