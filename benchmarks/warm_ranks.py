@@ -1,7 +1,7 @@
 """Start `train.py` on several ranks without paying for its imports each time.
 
-Importing torch, transformers and ColossalAI takes longer than training a tiny model. A server imports them once and forks a
-process a rank for every run: what runs in them is `train.py` itself, with the environment that torchrun would give it.
+Importing torch, transformers and ColossalAI takes longer than training a tiny model. A server imports them once and
+forks a process a rank for every run: what runs in them is `train.py` itself, with the environment that torchrun would give it.
 
     with WarmRanks() as warm:
         finished = warm.run(2, ["--pretrained", ...])
@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,12 +52,13 @@ class Started:
         code = self._answer()["code"]
         return Finished(code, self._log.read_text(encoding="utf-8", errors="replace"))
 
-    def _answer(self) -> dict[str, list[int]]:
+    def _answer(self) -> dict[str, Any]:
         assert self._server.stdout is not None
         line = self._server.stdout.readline()
         if not line:
             raise RuntimeError(f"the server of warm ranks is gone (exit {self._server.poll()})")
-        return json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
 
 
 class WarmRanks:
@@ -113,7 +115,6 @@ def _serve() -> None:
     from colossal_llama2.engine import adam, compat  # noqa: F401
 
     compat.install()
-    import transformers.models.auto.modeling_auto
     from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM  # noqa: F401
 
     from colossal_llama2.train import pretrain  # noqa: F401
