@@ -1,7 +1,8 @@
 """Start `train.py` on several ranks without paying for its imports each time.
 
 Importing torch, transformers and ColossalAI takes longer than training a tiny model. A server imports them once and
-forks a process a rank for every run: what runs in them is `train.py` itself, with the environment that torchrun would give it.
+forks a process a rank for every run: what runs in them is `train.py` itself, with the environment that torchrun would
+give it.
 
     with WarmRanks() as warm:
         finished = warm.run(2, ["--pretrained", ...])
