@@ -10,6 +10,7 @@ give it.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -17,12 +18,15 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,9 +109,15 @@ class WarmRanks:
         print(json.dumps(order), file=self._server.stdin, flush=True)
         return Started(self._server, log)
 
-    def run(self, ranks: int, arguments: Sequence[object]) -> Finished:
-        """Start a run and wait for it."""
-        return self.start(ranks, arguments).wait()
+    def run(self, ranks: int, arguments: Sequence[object], seconds: float = 250) -> Finished:
+        """Start a run and wait for it; kill it when it takes longer than `seconds`."""
+        started = self.start(ranks, arguments)
+        killer = threading.Timer(seconds, started.kill)
+        killer.start()
+        try:
+            return started.wait()
+        finally:
+            killer.cancel()
 
 
 def _serve() -> None:
@@ -142,6 +152,7 @@ def _fork(rank: int, order: dict[str, object], port: int) -> int:
         return pid
     code = 1
     try:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # no rank outlives the server
         log = os.open(str(order["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)

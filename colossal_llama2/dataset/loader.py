@@ -28,6 +28,7 @@ class LoaderSettings:
         accumulation_steps: micro-batches of a rank in one step.
         seed: decides the order of rows.
         pad_token_id: stands at padded positions.
+        length: pad every micro-batch to this many tokens instead of its longest row.
     """
 
     rank: int
@@ -36,6 +37,7 @@ class LoaderSettings:
     accumulation_steps: int
     seed: int
     pad_token_id: int = 0
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class GlobalBatches:
             collate(
                 [filler_row() if row == _FILLER else self.corpus.row(int(row)) for row in micro_batch],
                 settings.pad_token_id,
+                settings.length,
             )
             for micro_batch in own
         ]

@@ -127,17 +127,23 @@ def _patch_fp16_growth() -> None:
     from colossalai.amp.naive_amp.mixed_precision_mixin.fp16 import FP16MixedPrecisionMixin
 
     pre_backward = _must_have(FP16MixedPrecisionMixin, "pre_backward")
+    pre_backward_by_grad = _must_have(FP16MixedPrecisionMixin, "pre_backward_by_grad")
     div_scale = _must_have(FP16MixedPrecisionMixin, "get_grad_div_scale")
 
     def remember_scale(self: Any, loss: torch.Tensor) -> torch.Tensor:
         self.backward_scale = self.loss_scale
         return pre_backward(self, loss)
 
+    def remember_scale_of_stage(self: Any, tensor: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+        self.backward_scale = self.loss_scale  # all but the last stage of a pipeline
+        return pre_backward_by_grad(self, tensor, grad)
+
     def divide_by_it(self: Any) -> float:
         current = div_scale(self)
         return getattr(self, "backward_scale", current)
 
     FP16MixedPrecisionMixin.pre_backward = remember_scale
+    FP16MixedPrecisionMixin.pre_backward_by_grad = remember_scale_of_stage
     FP16MixedPrecisionMixin.get_grad_div_scale = divide_by_it
 
 

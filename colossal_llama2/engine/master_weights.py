@@ -51,12 +51,15 @@ class MasterWeights:
                     parameter.data = storage.copy_(parameter.data)
 
     @torch.no_grad()
-    def start_from(self, originals: Mapping[int, torch.Tensor]) -> None:
-        """Set the masters to the weights as they were before the plugin cast them, by ``id(parameter)``."""
+    def start_from(self, originals: Mapping[str, torch.Tensor]) -> None:
+        """Set the masters to the weights as they were before the plugin cast them, by name and whole."""
+        model = self._model.unwrap(unwrap_peft=False) if hasattr(self._model, "shard_config") else self._model.unwrap()
         with self.in_place():
-            for parameter in self._model.unwrap().parameters():
-                if parameter.requires_grad and id(parameter) in originals:
-                    parameter.data.copy_(originals[id(parameter)])
+            for prefix, module in model.named_modules():  # a module knows how it divides its own weights
+                names = [name for name, _ in module.named_parameters(prefix, recurse=False) if name in originals]
+                if names:
+                    dot = prefix + "." if prefix else ""
+                    module._load_from_state_dict({n: originals[n] for n in names}, dot, {}, True, [], [], [])
             self._optimizer.update_master_params(self._model.unwrap())
 
     def _master_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:

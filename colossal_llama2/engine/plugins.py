@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch.distributed as dist
 from torch import nn
 
 from colossal_llama2.engine import compat
+from colossal_llama2.engine.mesh import Mesh
 from colossal_llama2.errors import InputError
 
-PluginName = Literal["gemini", "gemini_auto", "zero2", "zero2_cpu", "ddp"]
+PluginName = Literal["gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp"]
 Precision = Literal["fp16", "bf16", "fp32"]
+SequenceMode = Literal["all_to_all", "split_gather"]
 
 INITIAL_LOSS_SCALE = 2.0**16
 _MEBI = 1 << 20
@@ -26,11 +29,13 @@ class PluginSettings:
     Attributes:
         plugin: ``gemini`` shards weights, gradients and optimizer state (ZeRO-3 in chunks), ``gemini_auto`` moves them
             to host memory as need be, ``zero2`` shards gradients and optimizer state, ``zero2_cpu`` keeps them in host
-            memory as well, ``ddp`` replicates everything.
+            memory as well, ``3d`` divides layers and tensors too, ``ddp`` replicates everything.
         precision: what forward and backward compute in; master weights are fp32 in every case.
         gradient_clipping: largest global gradient norm; 0 switches clipping off.
-        tp, pp, sp: degrees of tensor, pipeline and sequence parallelism.
-        zero: ZeRO stage asked for.
+        tp, pp, sp: degrees of tensor, pipeline and sequence parallelism (``3d``).
+        sp_mode: ``all_to_all`` divides sequences over ranks of its own, ``split_gather`` over the tensor-parallel ones.
+        pp_chunks: chunks of layers a pipeline stage holds; more than one interleaves them.
+        zero: ZeRO stage inside ``3d``.
     """
 
     plugin: PluginName = "zero2"
@@ -39,7 +44,28 @@ class PluginSettings:
     tp: int = 1
     pp: int = 1
     sp: int = 1
+    sp_mode: SequenceMode = "all_to_all"
+    pp_chunks: int = 1
     zero: int = 1
+
+    @property
+    def sequence_ranks(self) -> int:
+        """Ranks that divide a sequence and are not tensor-parallel ranks at the same time."""
+        return self.sp if self.sp_mode == "all_to_all" else 1
+
+    def mesh(self, rank: int, world_size: int) -> Mesh:
+        """Place a rank among the dimensions asked for.
+
+        Raises:
+            InputError: their degrees do not divide the number of ranks.
+        """
+        degree = self.pp * self.tp * self.sequence_ranks
+        if world_size % degree:
+            raise InputError(
+                f"{world_size} ranks cannot be divided by pp {self.pp} x tp {self.tp} x sp {self.sequence_ranks}",
+                remedy=f"start a multiple of {degree} ranks, or lower a degree",
+            )
+        return Mesh.of(rank, world_size, self.pp, self.tp, self.sequence_ranks)
 
 
 def check_plugin(settings: PluginSettings) -> None:
@@ -53,14 +79,43 @@ def check_plugin(settings: PluginSettings) -> None:
             f"--plugin {settings.plugin} computes in fp16 or bf16 alone, and --mixed_precision is fp32",
             remedy="pass --mixed_precision bf16, or --plugin zero2",
         )
-    for flag in ("tp", "pp", "sp"):
-        if getattr(settings, flag) != 1:
-            raise InputError(
-                f"--{flag} {getattr(settings, flag)} with --plugin {settings.plugin}, which holds every layer whole",
-                remedy=f"leave --{flag} at 1",
-            )
+    if settings.plugin == "3d":
+        _check_3d(settings)
+    else:
+        for flag in ("tp", "pp", "sp", "pp_chunks"):
+            degree = getattr(settings, flag)
+            if degree != 1:
+                raise InputError(
+                    f"--{flag} {degree} with --plugin {settings.plugin}, which holds every layer whole",
+                    remedy=f"leave --{flag} at 1, or pass --plugin 3d",
+                )
     if settings.gradient_clipping < 0:
         raise InputError("--gradient_clipping is negative", remedy="give a norm, or 0 for no clipping")
+
+
+def _check_3d(settings: PluginSettings) -> None:
+    for flag in ("tp", "pp", "sp", "pp_chunks"):
+        if getattr(settings, flag) < 1:
+            raise InputError(f"--{flag} is {getattr(settings, flag)}", remedy="give 1 or more")
+    if settings.zero not in (0, 1, 2):
+        raise InputError(f"--zero {settings.zero} inside 3d", remedy="give 0, 1 or 2; --plugin gemini is ZeRO-3")
+    if settings.zero and settings.precision == "fp32":
+        raise InputError(
+            f"--zero {settings.zero} inside 3d works in fp16 or bf16 alone, and --mixed_precision is fp32",
+            remedy="pass --zero 0, --mixed_precision bf16, or --plugin zero2, which does ZeRO in fp32",
+        )
+    if settings.zero == 2 and settings.pp > 1:
+        raise InputError(
+            "--zero 2 would reduce the gradients at every micro-batch of the pipeline", remedy="pass --zero 1 or 0"
+        )
+    if settings.pp == 1 and settings.pp_chunks > 1:
+        raise InputError(f"--pp_chunks {settings.pp_chunks} without a pipeline", remedy="pass --pp 2 or more")
+    if settings.sp_mode == "split_gather" and settings.sp not in (1, settings.tp):
+        raise InputError(
+            f"--sp_mode split_gather divides the sequence over the tensor-parallel ranks, and --sp {settings.sp} "
+            f"is not --tp {settings.tp}",
+            remedy=f"pass --sp {settings.tp}, or --sp_mode all_to_all",
+        )
 
 
 def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) -> Any:
@@ -77,6 +132,8 @@ def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) 
 
     if settings.plugin == "ddp":
         return TorchDDPPlugin()
+    if settings.plugin == "3d":
+        return _hybrid_plugin(settings)
     if settings.plugin in ("gemini", "gemini_auto"):
         return GeminiPlugin(
             placement_policy="auto" if settings.plugin == "gemini_auto" else "static",
@@ -95,6 +152,38 @@ def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) 
         max_norm=settings.gradient_clipping,
         cpu_offload=settings.plugin == "zero2_cpu",
     )
+
+
+def _hybrid_plugin(settings: PluginSettings) -> Any:
+    from colossalai.booster.plugin import HybridParallelPlugin
+
+    from colossal_llama2.engine.pipeline import whole_micro_batches
+    from colossal_llama2.engine.plan_policy import PlanPolicy
+
+    divided = settings.sp > 1
+    data_ranks = dist.get_world_size() // (settings.tp * settings.pp)  # sequence ranks share ZeRO with data ranks
+    plugin = HybridParallelPlugin(
+        tp_size=settings.tp,
+        pp_size=settings.pp,
+        sp_size=settings.sequence_ranks if divided and settings.sp_mode == "all_to_all" else 1 if divided else None,
+        # one data rank has nobody to share optimizer state with
+        zero_stage=settings.zero if data_ranks > 1 else 0,
+        precision=settings.precision,
+        enable_sequence_parallelism=divided,
+        sequence_parallelism_mode=settings.sp_mode if divided else None,
+        pp_style="interleaved" if settings.pp_chunks > 1 else "1f1b",
+        num_model_chunks=settings.pp_chunks,
+        num_microbatches=1,  # for its own schedule, which is replaced below
+        parallel_output=True,
+        make_vocab_size_divisible_by=1,
+        initial_scale=INITIAL_LOSS_SCALE,
+        # the norm is measured only when clipping is on
+        max_norm=settings.gradient_clipping or float("inf"),
+        custom_policy=PlanPolicy(),
+    )
+    if settings.pp > 1:
+        plugin.scheduler = whole_micro_batches(plugin.scheduler, plugin.stage_manager)
+    return plugin
 
 
 def chunk_sizes(model: nn.Module) -> dict[str, Any]:

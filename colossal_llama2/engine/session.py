@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.master_weights import MasterWeights
-from colossal_llama2.engine.plugins import INITIAL_LOSS_SCALE, PluginSettings, build_plugin
+from colossal_llama2.engine.parallel_loss import cross_entropy_sum
+from colossal_llama2.engine.parallel_plan import check_model
+from colossal_llama2.engine.plugins import PluginSettings, build_plugin
+from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+BatchType = TypeVar("BatchType")
+# Maps logits [N, V] and targets [N] to the summed cross-entropy in nats; under tensor parallelism V is a part.
+CrossEntropySum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,16 +35,17 @@ class AdamSettings:
 
 
 @dataclass(frozen=True)
-class StepOutcome:
-    """What one optimizer step did.
+class Objective(Generic[BatchType]):
+    """What a stage asks of the model, in the two halves between which a pipeline's stages lie.
 
     Attributes:
-        grad_norm: global norm of the unscaled gradients before clipping; infinite or NaN when they overflowed.
-        skipped: True when half-precision gradients overflowed and the weights were left as they were.
+        inputs: turns a micro-batch into the model's arguments; every pipeline stage gets them.
+        loss_sum: turns the model's output into the sum of the losses of a micro-batch, a scalar; cross-entropies come
+            from the function that it is given, because the vocabulary may be divided over ranks.
     """
 
-    grad_norm: float
-    skipped: bool
+    inputs: Callable[[BatchType], dict[str, Any]]
+    loss_sum: Callable[[Any, BatchType, CrossEntropySum], torch.Tensor]
 
 
 class Session:
@@ -67,6 +75,9 @@ class Session:
         from colossal_llama2.engine.adam import FusedAdamW
 
         self.settings = settings
+        self.mesh = settings.mesh(ranks.rank(), ranks.world_size())
+        if settings.plugin == "3d":
+            check_model(settings, _without_adapters(model))
         self.plugin = build_plugin(settings, model, accumulates)
         self.booster = Booster(plugin=self.plugin)
         optimizer = FusedAdamW(parameter_groups, lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps)
@@ -76,6 +87,7 @@ class Session:
         model.train()
         rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
         self._adam, self._decays = adam, [group["weight_decay"] for group in optimizer.param_groups]
+        names = {p: name for name, p in model.named_parameters()}
         # What is frozen is saved as it came, not as half precision rounded it; one rank writes, so one keeps it.
         self.frozen_weights = {
             name: rounded[p]
@@ -89,10 +101,11 @@ class Session:
         for name, buffer in model.named_buffers():
             buffer.data = buffers[name].to(buffer.device)
         self.saved_weights = MasterWeights(self.model, self.optimizer)
-        # Gemini makes its masters from the weights as they come; ZeRO from weights that are cast already.
-        if settings.plugin in ("zero2", "zero2_cpu") and any(p.requires_grad for p in rounded):
-            self.saved_weights.start_from({id(p): data for p, data in rounded.items()})
-        self._precision = _AutocastPrecision(self) if settings.plugin == "ddp" else _ZeroPrecision(self)
+        # Gemini makes its masters from the weights as they come; the others from weights that are cast already.
+        if settings.plugin in ("zero2", "zero2_cpu", "3d") and any(p.requires_grad for p in rounded):
+            self.saved_weights.start_from({names[p]: data for p, data in rounded.items() if p.requires_grad})
+        self.cross_entropy_sum = self._choose_cross_entropy()
+        self._precision = AutocastPrecision(self) if settings.plugin == "ddp" else MasterPrecision(self)
 
     @property
     def learning_rate(self) -> float:
@@ -104,18 +117,64 @@ class Session:
         with self._precision.autocast():
             return self.model(**inputs)
 
-    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+    def learn(self, micro_batches: Sequence[BatchType], objective: Objective[BatchType], weight: float) -> torch.Tensor:
+        """Add the gradients of a step's micro-batches.
+
+        Gradients are averaged over the data-parallel ranks, so `weight` for a mean over the global batch is their
+        number divided by what is averaged over.
+
+        Args:
+            micro_batches: this rank's, as many on every rank.
+            objective: what the model is asked for.
+            weight: what the sum of losses is multiplied by before the backward pass.
+
+        Returns:
+            The sum of this rank's losses, without the weight, on the device; 0 on all but the last stage of a pipeline.
+        """
+        total = torch.zeros((), device=ranks.device())
+        if self.settings.pp > 1:
+            return self._learn_in_pipeline(micro_batches, objective, weight, total)
+        for index, micro_batch in enumerate(micro_batches):
+            with self._accumulating(last=index == len(micro_batches) - 1):
+                output = self.forward(**objective.inputs(micro_batch))
+                loss = objective.loss_sum(output, micro_batch, self.cross_entropy_sum)
+                del output
+                self.backward(loss * weight)
+            total += loss.detach()
+        return total
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of one loss, averaged over the data-parallel ranks."""
+        self._precision.backward(loss)
+
+    def _learn_in_pipeline(
+        self, micro_batches: Sequence[BatchType], objective: Objective[BatchType], weight: float, total: torch.Tensor
+    ) -> torch.Tensor:
+        from colossal_llama2.engine.pipeline import MicroBatch
+
+        def criterion(output: Any, micro_batch: Any) -> torch.Tensor:
+            loss = objective.loss_sum(output, micro_batch.batch, self.cross_entropy_sum)
+            total.add_(loss.detach())
+            return loss * (weight * len(micro_batches))  # the schedule divides by their number
+
+        waiting = [MicroBatch(objective.inputs(micro_batch), micro_batch) for micro_batch in micro_batches]
+        self.booster.execute_pipeline(iter(waiting), self.model, criterion, self.optimizer, return_loss=False)
+        return total
+
+    def _accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Context around forward and backward of a micro-batch: all but the last of a step need not synchronise."""
-        if last or not self.plugin.support_no_sync():
+        partitions_gradients = self.settings.plugin == "3d" and self.plugin.zero_stage == 2
+        if last or partitions_gradients or not self.plugin.support_no_sync():
             return nullcontext()
         return self.booster.no_sync(self.model, self.optimizer)
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of one micro-batch's loss.
-
-        Gradients are averaged over the ranks, so a loss that is to be summed comes multiplied by the world size.
-        """
-        self._precision.backward(loss)
+    def _choose_cross_entropy(self) -> CrossEntropySum:
+        head = _without_adapters(self.model.unwrap()).get_output_embeddings() if self.settings.tp > 1 else None
+        if head is None or not hasattr(head, "new_num_embeddings"):  # undivided, or on another pipeline stage
+            return _whole_cross_entropy_sum
+        group, place = self.plugin.tp_group, self.mesh.place[2]
+        first_row = place * (head.new_num_embeddings // self.settings.tp)
+        return partial(cross_entropy_sum, first_row=first_row, group=group)
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""
@@ -164,89 +223,10 @@ def _weights_rounded_by(dtype: torch.dtype, model: nn.Module) -> dict[nn.Paramet
     return {p: p.data for p in model.parameters() if torch.promote_types(p.dtype, dtype) != dtype}
 
 
-class _ZeroPrecision:
-    """ZeRO casts the model and keeps masters and loss scale itself; here its overflow and norm are made visible."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        names = ("mixed_precision_mixin", "mix_precision_mixin")  # ZeRO's and Gemini's
-        self._mixin = cast(
-            Any, next((getattr(session.optimizer, n) for n in names if hasattr(session.optimizer, n)), None)
-        )
-        self._scaled = session.settings.precision == "fp16"
-        self._overflowed = False
-        if self._scaled:
-            inner = self._mixin.should_skip_step
-
-            def recorded() -> bool:
-                self._overflowed = inner()
-                return self._overflowed
-
-            self._mixin.should_skip_step = recorded
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        self._session.booster.backward(loss, self._session.optimizer)
-
-    def step(self, max_norm: float) -> StepOutcome:
-        scale = self._mixin.loss_scale if self._scaled else 1.0
-        self._session.optimizer.step()
-        if self._scaled and self._overflowed:
-            return StepOutcome(grad_norm=float("inf"), skipped=True)
-        return StepOutcome(grad_norm=float(self._session.optimizer.get_grad_norm()) / scale, skipped=False)
-
-    def scaler_state(self) -> dict[str, float]:
-        if not self._scaled:
-            return {}
-        scaler = self._mixin.grad_scaler
-        return {
-            "scale": float(scaler.scale.item()),
-            "growth_step": float(scaler._growth_step),
-            "hysteresis_step": float(scaler._hysteresis_step),
-        }
-
-    def load_scaler_state(self, state: dict[str, float]) -> None:
-        scaler = self._mixin.grad_scaler
-        scaler._scale.fill_(state["scale"])
-        scaler._growth_step = int(state["growth_step"])
-        scaler._hysteresis_step = int(state["hysteresis_step"])
+def _without_adapters(model: Any) -> Any:
+    """Look through peft's wrapper."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-class _AutocastPrecision:
-    """DDP keeps fp32 weights; autocast computes in half precision, and torch's scaler guards fp16 gradients."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._dtype = DTYPES[session.settings.precision]
-        self._device = ranks.device().type
-        self._scaler = torch.amp.GradScaler(
-            self._device, init_scale=INITIAL_LOSS_SCALE, enabled=self._dtype == torch.float16
-        )
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        self._session.booster.backward(self._scaler.scale(loss), self._session.optimizer)
-
-    def step(self, max_norm: float) -> StepOutcome:
-        optimizer = self._session.optimizer.unwrap()
-        self._scaler.unscale_(optimizer)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
-        scale = self._scaler.get_scale()
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        return StepOutcome(grad_norm=float(norm), skipped=self._scaler.get_scale() < scale)
-
-    def scaler_state(self) -> dict[str, float]:
-        if not self._scaler.is_enabled():
-            return {}
-        state = self._scaler.state_dict()
-        return {"scale": float(state["scale"]), "growth_step": float(state["_growth_tracker"])}
-
-    def load_scaler_state(self, state: dict[str, float]) -> None:
-        tracker = int(state["growth_step"])  # torch takes no float here, and complains only at the next step
-        self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": state["scale"], "_growth_tracker": tracker})
+def _whole_cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), targets, reduction="sum")

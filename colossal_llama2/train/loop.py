@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.dataset.loader import GlobalBatches, StepBatch
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.session import Session, StepOutcome
+from colossal_llama2.engine.session import CrossEntropySum, Objective, Session, StepOutcome
 from colossal_llama2.train.checkpoints import Checkpoints, Position
 from colossal_llama2.train.flops import StepFlops
 from colossal_llama2.train.losses import next_token_loss_sum
@@ -20,7 +20,6 @@ from colossal_llama2.train.run_log import RunLog, StepMetrics
 from colossal_llama2.train.stopping import NonFiniteError, StopRequest
 
 MAX_CONSECUTIVE_OVERFLOWS = 50
-LossSum = Callable[[Session, Batch], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Run:
     Attributes:
         session: the boosted model.
         batches: this rank's share of every global batch.
-        loss_sum: turns a micro-batch into the sum of its losses.
+        objective: what the model is asked for.
         checkpoints: writes checkpoints and knows the last one.
         total_steps: steps of the whole run.
         num_epochs: epochs of the whole run.
@@ -43,7 +42,7 @@ class Run:
 
     session: Session
     batches: GlobalBatches
-    loss_sum: LossSum
+    objective: Objective[Batch]
     checkpoints: Checkpoints
     total_steps: int
     num_epochs: int
@@ -105,19 +104,26 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
     return position, True
 
 
-def pretraining_loss_sum(session: Session, batch: Batch) -> torch.Tensor:
-    """Predict every learned token of a micro-batch of spliced rows; scalar sum in nats."""
+def _pretraining_inputs(batch: Batch) -> dict[str, Any]:
     device = ranks.device()
-    output = session.forward(
-        input_ids=batch.input_ids.to(device, non_blocking=True),
-        position_ids=batch.position_ids.to(device, non_blocking=True),
-        cu_seq_lens_q=batch.cu_seq_lens,
-        cu_seq_lens_k=batch.cu_seq_lens,
-        max_length_q=batch.max_seq_len,
-        max_length_k=batch.max_seq_len,
-        use_cache=False,
-    )
-    return next_token_loss_sum(output.logits, batch.labels.to(device, non_blocking=True))
+    return {
+        "input_ids": batch.input_ids.to(device, non_blocking=True),
+        "position_ids": batch.position_ids.to(device, non_blocking=True),
+        "cu_seq_lens_q": batch.cu_seq_lens,
+        "cu_seq_lens_k": batch.cu_seq_lens,
+        "max_length_q": batch.max_seq_len,
+        "max_length_k": batch.max_seq_len,
+        "use_cache": False,
+    }
+
+
+def _pretraining_loss_sum(output: Any, batch: Batch, cross_entropy_sum: CrossEntropySum) -> torch.Tensor:
+    labels = batch.labels.to(ranks.device(), non_blocking=True)
+    return next_token_loss_sum(output.logits, labels, cross_entropy_sum)
+
+
+PRETRAINING = Objective(_pretraining_inputs, _pretraining_loss_sum)
+"""Predict every learned token of spliced rows."""
 
 
 def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
@@ -125,22 +131,19 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
     documents = [micro_batch.document_lengths for micro_batch in batch.micro_batches]
     tokens = sum(sum(lengths) for lengths in documents)
     flops = sum(run.flops.of(sum(lengths), lengths) for lengths in documents)
+    counts = float(run.session.mesh.speaks_for_rows)  # the ranks of a model that is divided see the same rows
     learned, tokens_sum, flops_sum, stops = ranks.sum_over_ranks(
-        batch.num_learned, tokens, flops, float(run.stop.requested)
+        batch.num_learned * counts, tokens * counts, flops * counts, float(run.stop.requested)
     )
     return _Totals(learned_tokens=int(learned), tokens=int(tokens_sum), flops=flops_sum, stop=stops > 0)
 
 
 def _accumulate(run: Run, batch: StepBatch, learned_tokens: int) -> float:
     """Run forward and backward over the micro-batches; return the mean loss over the global batch, in nats."""
-    weight = ranks.world_size() / learned_tokens  # gradients are averaged over ranks: undo that, then divide
-    total = 0.0
-    for index, micro_batch in enumerate(batch.micro_batches):
-        with run.session.accumulating(last=index == len(batch.micro_batches) - 1):
-            loss = run.loss_sum(run.session, micro_batch)
-            run.session.backward(loss * weight)
-        total += float(loss.detach())
-    return ranks.sum_over_ranks(total)[0] / learned_tokens
+    mesh = run.session.mesh
+    weight = mesh.data_size / learned_tokens  # gradients are averaged over data ranks: undo that, then divide
+    total = float(run.session.learn(batch.micro_batches, run.objective, weight))
+    return ranks.sum_over_ranks(total * mesh.speaks_for_loss)[0] / learned_tokens
 
 
 def _step(session: Session, totals: _Totals) -> StepOutcome:

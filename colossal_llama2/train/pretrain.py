@@ -12,8 +12,9 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.checkpoint import load_checkpoint, save_model
+from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
-from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
+from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.freezing import decay_groups, describe_trained, freeze_all_but_embeddings
@@ -34,7 +35,7 @@ from colossal_llama2.train.checkpoints import (
 )
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import check_folders, prepare_folders
-from colossal_llama2.train.loop import Run, pretraining_loss_sum, train
+from colossal_llama2.train.loop import PRETRAINING, Run, train
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.settings import TrainSettings, check_settings
@@ -126,7 +127,7 @@ def build(
         recompute_activations(model)
     flops = step_flops(model)
     cli.say(f"trained: {describe_trained(model)}")
-    batches = GlobalBatches(corpus, _loader_settings(settings))
+    batches = GlobalBatches(corpus, _loader_settings(settings, corpus))
     total_steps = _total_steps(settings, batches, state)
     session = _boost(settings, model, total_steps)
     checkpoints = Checkpoints(
@@ -137,7 +138,7 @@ def build(
     run = Run(
         session=session,
         batches=batches,
-        loss_sum=pretraining_loss_sum,
+        objective=PRETRAINING,
         checkpoints=checkpoints,
         total_steps=total_steps,
         num_epochs=settings.data.num_epochs,
@@ -150,15 +151,20 @@ def build(
     return run, position
 
 
-def _loader_settings(settings: TrainSettings) -> LoaderSettings:
+def _loader_settings(settings: TrainSettings, corpus: PreparedCorpus) -> LoaderSettings:
     tokenizer = load_tokenizer(settings.model.pretrained)
+    mesh = settings.plugin_settings.mesh(ranks.rank(), ranks.world_size())
+    parallel = settings.parallel
+    # Pipeline stages exchange tensors of one size, and a sequence is divided evenly.
+    fixed = parallel.pp > 1 or parallel.sp > 1
     return LoaderSettings(
-        rank=ranks.rank(),
-        world_size=ranks.world_size(),
+        rank=mesh.data_rank,
+        world_size=mesh.data_size,
         micro_batch_size=settings.data.micro_batch_size,
         accumulation_steps=settings.data.accumulation_steps,
         seed=settings.optimizer.seed,
         pad_token_id=tokenizer.pad_token_id or 0,
+        length=-(-corpus.max_length // parallel.sp) * parallel.sp if fixed else None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision, check_plugin
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision, SequenceMode, check_plugin
 from colossal_llama2.errors import InputError
 
 
@@ -78,18 +78,24 @@ class ParallelOptions:
 
     plugin: PluginName = "zero2"
     """ColossalAI plugin: gemini shards weights, gradients and optimizer state, gemini_auto also moves them to host
-    memory as need be, zero2 shards gradients and optimizer state, zero2_cpu keeps them in host memory, ddp replicates
-    everything."""
+    memory as need be, zero2 shards gradients and optimizer state, zero2_cpu keeps them in host memory, 3d divides
+    tensors and layers as well, ddp replicates everything."""
     mixed_precision: Precision = "fp16"
     """What forward and backward compute in; master weights are fp32 throughout."""
     tp: int = 1
-    """Degree of tensor parallelism."""
+    """Ranks that divide every matrix (3d)."""
     pp: int = 1
-    """Degree of pipeline parallelism."""
+    """Stages of a pipeline of layers (3d); --accumulation_steps micro-batches go through it, no fewer than stages."""
+    pp_chunks: int = 1
+    """Chunks of layers each pipeline stage holds (3d); more than one interleaves them, which shortens the idle time and
+    asks for --accumulation_steps that --pp divides."""
     sp: int = 1
-    """Degree of sequence parallelism."""
+    """Ranks that divide every sequence (3d)."""
+    sp_mode: SequenceMode = "all_to_all"
+    """How they do: all_to_all takes ranks of its own and exchanges heads for sequence in attention; split_gather keeps
+    the tensor-parallel ranks' norms and residuals divided, and asks for --sp equal to --tp."""
     zero: Annotated[int, tyro.conf.arg(aliases=["--zero_stage"])] = 1
-    """ZeRO stage inside a plugin that leaves the choice open; zero2 and ddp do not."""
+    """ZeRO stage inside 3d: 0 replicates over data ranks, 1 shards the optimizer state, 2 the gradients too."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,8 @@ class TrainSettings:
             tp=options.tp,
             pp=options.pp,
             sp=options.sp,
+            sp_mode=options.sp_mode,
+            pp_chunks=options.pp_chunks,
             zero=options.zero,
         )
 
@@ -175,3 +183,17 @@ def check_settings(settings: TrainSettings) -> None:
     if not data.dataset:
         raise InputError("--dataset names no folder", remedy="give at least one prepared corpus")
     check_plugin(settings.plugin_settings)
+    _check_pipeline(data.accumulation_steps, settings.parallel)
+
+
+def _check_pipeline(accumulation_steps: int, parallel: ParallelOptions) -> None:
+    if accumulation_steps < parallel.pp:
+        raise InputError(
+            f"--accumulation_steps {accumulation_steps} cannot fill a pipeline of --pp {parallel.pp} stages",
+            remedy=f"pass at least {parallel.pp}; several times as many keep the stages busier",
+        )
+    if parallel.pp_chunks > 1 and accumulation_steps % parallel.pp:
+        raise InputError(
+            f"--accumulation_steps {accumulation_steps} is no multiple of --pp {parallel.pp}, which interleaving needs",
+            remedy=f"pass {-(-accumulation_steps // parallel.pp) * parallel.pp}",
+        )
