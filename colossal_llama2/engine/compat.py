@@ -39,6 +39,7 @@ def install() -> None:
         _import_with_stubs()
         _patch_fp16_growth()
         _patch_tied_weights()
+        _patch_padded_vocabulary()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -163,6 +164,22 @@ def _patch_tied_weights() -> None:
         return shards({name: state_dict[name] for name in seen.values()}, *args, **kwargs)
 
     general_checkpoint_io.shard_model_checkpoint = without_aliases
+
+
+def _patch_padded_vocabulary() -> None:
+    """checkpoint_io/utils.py:128 asserts that tensor-parallel shards add up to the whole, which padded ones exceed.
+
+    So the moments of a vocabulary that the ranks do not divide could not be saved. Both callers pad and unpad the
+    dimension that is named here; goes when the assertion does.
+    """
+    from colossalai.checkpoint_io import hybrid_parallel_checkpoint_io
+
+    _must_have(hybrid_parallel_checkpoint_io, "search_tp_partition_dim")
+
+    def divided_dimension(shard: torch.Size, whole: torch.Size, tp_size: int) -> int | None:
+        return next((dim for dim, length in enumerate(whole) if length > shard[dim]), None)
+
+    hybrid_parallel_checkpoint_io.search_tp_partition_dim = divided_dimension
 
 
 def _use_cpu_accelerator() -> None:

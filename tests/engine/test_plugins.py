@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from torch import nn
@@ -17,6 +17,26 @@ from colossal_llama2.errors import InputError
 def test_model_parallelism_is_refused_where_every_layer_is_whole(flag: str) -> None:
     with pytest.raises(InputError, match=f"--{flag} 2 with --plugin zero2"):
         check_plugin(replace(PluginSettings(), **{flag: 2}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"precision": "fp32"},
+            "--zero 1 inside 3d works in fp16 or bf16 alone.*pass --zero 0, --mixed_precision bf16",
+        ),
+        ({"zero": 3}, "give 0, 1 or 2; --plugin gemini is ZeRO-3"),
+        ({"zero": 2, "pp": 2}, "pass --zero 1 or 0"),
+        ({"pp_chunks": 2}, "--pp_chunks 2 without a pipeline"),
+        ({"tp": 0}, "--tp is 0; give 1 or more"),
+        ({"tp": 2, "sp": 4, "sp_mode": "split_gather"}, "--sp 4 is not --tp 2; pass --sp 2, or --sp_mode all_to_all"),
+    ],
+)
+def test_what_3d_cannot_do_is_refused_with_what_works(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        check_plugin(replace(PluginSettings(plugin="3d", precision="bf16"), **changes))
+    check_plugin(PluginSettings(plugin="3d", precision="fp32", zero=0, tp=2, pp=2))
 
 
 def test_negative_clipping_is_refused() -> None:
@@ -41,7 +61,7 @@ def test_every_model_is_cut_into_chunks_smaller_than_itself(numel: int) -> None:
     assert sizes["hidden_dim"] == 64
 
 
-@pytest.mark.parametrize("plugin", ["gemini", "gemini_auto", "zero2", "zero2_cpu", "ddp"])
+@pytest.mark.parametrize("plugin", ["gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp"])
 def test_every_plugin_is_accepted_as_it_comes(plugin: PluginName) -> None:
     check_plugin(PluginSettings(plugin=plugin))
     assert plugin in get_args(PluginName)

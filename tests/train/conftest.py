@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -59,6 +60,42 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Pa
     )
     prepare(settings)
     return work / "arrow"
+
+
+@pytest.fixture(scope="session")
+def model_of(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Callable[..., Path]:
+    """Give a function that makes a model to divide: 4 layers, 4 heads over 2, 641 rows (which 2 does not divide)."""
+    known: dict[tuple[str, bool], Path] = {}
+
+    def model_dir(kind: str, tied: bool = False) -> Path:
+        if (kind, tied) not in known:
+            folder = known[kind, tied] = tmp_path_factory.mktemp(kind)
+            _make_model(folder, kind, tied)
+            for path in llama_tokenizer_dir.iterdir():
+                shutil.copyfile(path, folder / path.name)
+        return known[kind, tied]
+
+    return model_dir
+
+
+def _make_model(folder: Path, kind: str, tied: bool) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {"vocab_size": 641, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    window = {"sliding_window": 8} if kind == "mistral" else {}
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    config = AutoConfig.for_model(
+        kind, **sizes, **heads, **window, **tokens, initializer_range=0.2, tie_word_embeddings=tied
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # norms of ones and biases of zeros would hide a lost one
+                parameter.add_(torch.randn(parameter.shape) * 0.05)
+    model.save_pretrained(folder)
 
 
 @dataclass(frozen=True)
@@ -118,7 +155,7 @@ def warm_ranks() -> Iterator[Any]:
         yield warm
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train_on(tiny_model_dir: Path, corpus_dir: Path, warm_ranks: Any) -> Callable[..., TrainRun]:
     """Give a function that trains on a number of ranks and returns what came of it; `model_dir` is the tiny Llama."""
 

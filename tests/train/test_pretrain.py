@@ -65,7 +65,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
         (["--adam_eps", "-1"], "--adam_eps is -1"),
         (["--gradient_clipping", "-1"], "--gradient_clipping"),
         (["--gradient_clipping", "nan"], "--gradient_clipping is nan"),
-        (["--tp", "2"], "--tp 2 with --plugin zero2"),
+        (
+            ["--tp", "2"],
+            "--tp 2 with --plugin zero2, which holds every layer whole; leave --tp at 1, or pass --plugin 3d",
+        ),
         (["--plugin", "gemini"], "gemini computes in fp16 or bf16 alone"),
         (["--plugin", "zero9"], "invalid choice"),
         (["--unknown", "1"], "unrecognized options"),

@@ -1,0 +1,66 @@
+"""Cross-entropy over a divided vocabulary equals the one over the whole, in value and gradient."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from colossal_llama2.engine.parallel_loss import cross_entropy_sum
+
+
+class ThreadGroup:
+    """Stands for a process group whose ranks are threads: an all-reduce waits until every thread has come."""
+
+    def __init__(self, ranks: int) -> None:
+        self._barrier = threading.Barrier(ranks, timeout=30)
+        self._given: dict[int, torch.Tensor] = {}
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
+        assert group is self
+        self._given[threading.get_ident()] = tensor.clone()
+        self._barrier.wait()
+        stacked = torch.stack(list(self._given.values()))
+        self._barrier.wait()
+        tensor.copy_(stacked.max(0).values if op == dist.ReduceOp.MAX else stacked.sum(0))
+
+
+@pytest.mark.parametrize("sizes", [(7,), (4, 3), (5, 5, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_divided_equals_whole(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    vocabulary, tokens = sum(sizes), 6
+    whole = (torch.randn(tokens, vocabulary) * 30).to(
+        dtype
+    )  # large: exp of these overflows unless the maximum is taken off
+    targets = torch.tensor([0, vocabulary - 1, sizes[0] - 1, min(sizes[0], vocabulary - 1), 1, 2])
+    exact = whole.double().requires_grad_()
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum")
+    (expected * 0.5).backward()
+
+    group = ThreadGroup(len(sizes))
+    monkeypatch.setattr(dist, "all_reduce", group.all_reduce)
+    results: dict[int, tuple[float, torch.Tensor]] = {}
+
+    def work(rank: int) -> None:
+        first = sum(sizes[:rank])
+        part = whole[:, first : first + sizes[rank]].clone().requires_grad_()
+        loss = cross_entropy_sum(part, targets, first, group)
+        (loss * 0.5).backward()
+        assert part.grad is not None
+        results[rank] = (float(loss), part.grad)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(sizes))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(sizes)
+    assert all(loss == pytest.approx(float(expected), rel=1e-5) for loss, _ in results.values())
+    gradient = torch.cat([results[rank][1] for rank in range(len(sizes))], dim=1)
+    assert gradient.dtype == dtype
+    assert exact.grad is not None
+    torch.testing.assert_close(gradient.double(), exact.grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
