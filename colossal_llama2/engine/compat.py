@@ -40,6 +40,7 @@ def install() -> None:
         _patch_fp16_growth()
         _patch_tied_weights()
         _patch_padded_vocabulary()
+        _patch_stages_without_gradients()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -180,6 +181,32 @@ def _patch_padded_vocabulary() -> None:
         return next((dim for dim, length in enumerate(whole) if length > shard[dim]), None)
 
     hybrid_parallel_checkpoint_io.search_tp_partition_dim = divided_dimension
+
+
+def _patch_stages_without_gradients() -> None:
+    """booster/plugin/hybrid_parallel_plugin.py: a pipeline stage that trains nothing leaves the norm's all-reduces out.
+
+    The other stages then wait for it for ever (a pipeline of three, of which only the embeddings learn). The patch lets
+    it take part with zero; goes when `_compute_grad_norm` does not return early.
+    """
+    from colossalai.booster.plugin import hybrid_parallel_plugin as plugin
+
+    def taking_part(compute: Any) -> Any:
+        def norm(self: Any, *args: Any, **kwargs: Any) -> float:
+            gradients = kwargs.get("gradients", args[-1] if args else None)
+            if gradients:
+                return float(compute(self, *args, **kwargs))
+            squares = torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
+            for group in (kwargs.get("dp_pg"), self.tp_pg, self.pp_pg):
+                if group is not None and dist.get_world_size(group) > 1:
+                    dist.all_reduce(squares, group=group)
+            return float(squares) ** 0.5
+
+        return norm
+
+    for name in ("HybridParallelNaiveOptimizer", "HybridParallelAMPOptimizer", "HybridParallelZeroOptimizer"):
+        owner = _must_have(plugin, name)
+        owner._compute_grad_norm = taking_part(_must_have(owner, "_compute_grad_norm"))
 
 
 def _use_cpu_accelerator() -> None:

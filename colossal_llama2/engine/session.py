@@ -87,7 +87,8 @@ class Session:
         model.train()
         rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
         self._adam, self._decays = adam, [group["weight_decay"] for group in optimizer.param_groups]
-        names = {p: name for name, p in model.named_parameters()}
+        # A pipeline's ends hold a tied weight each, under both its names.
+        names = list(model.named_parameters(remove_duplicate=False))
         # What is frozen is saved as it came, not as half precision rounded it; one rank writes, so one keeps it.
         self.frozen_weights = {
             name: rounded[p]
@@ -103,7 +104,7 @@ class Session:
         self.saved_weights = MasterWeights(self.model, self.optimizer)
         # Gemini makes its masters from the weights as they come; the others from weights that are cast already.
         if settings.plugin in ("zero2", "zero2_cpu", "3d") and any(p.requires_grad for p in rounded):
-            self.saved_weights.start_from({names[p]: data for p, data in rounded.items() if p.requires_grad})
+            self.saved_weights.start_from({name: rounded[p] for name, p in names if p in rounded and p.requires_grad})
         self.cross_entropy_sum = self._choose_cross_entropy()
         self._precision = AutocastPrecision(self) if settings.plugin == "ddp" else MasterPrecision(self)
 
