@@ -3,7 +3,7 @@
     python benchmarks/trainer_overhead.py [--steps 60] [--output FILE.json]
 
 One process, one CPU rank, zero2 in fp32, a small Llama. After every step of train.py's own loop the same batch goes
-through a bare loop (forward, loss, backward, clip, fused AdamW, schedule) over a copy of the model, so that both see the
+through a bare loop (forward, loss, backward, clip, fused AdamW, schedule) over a copy of the model, so both see the
 same machine at the same time. Reported: the median of the paired ratios, logging to metrics.jsonl and TensorBoard
 included.
 """
