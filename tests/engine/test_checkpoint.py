@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.checkpoint import load_checkpoint, save_checkpoint, whole_checkpoints
+from colossal_llama2.engine.checkpoint import load_checkpoint, save_checkpoint
+from colossal_llama2.engine.checkpoint_folders import whole_checkpoints
 from colossal_llama2.engine.plugins import PluginName, PluginSettings
 from colossal_llama2.engine.running_state import RunIdentity, RunningState
 from colossal_llama2.engine.session import AdamSettings, Session
@@ -26,7 +27,9 @@ STATE = RunningState(
     tokens=0,
     rows_per_step=1,
     world_size=1,
-    identity=RunIdentity("t", "c", "p", "bf16", "everything", 0),
+    plugin="zero2",
+    precision="bf16",
+    identity=RunIdentity("t", "c", "everything", 0),
 )
 
 
