@@ -10,6 +10,7 @@ give it. The one thing done otherwise: the peak that MFU refers to is measured o
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -134,10 +135,9 @@ def _serve() -> None:
 
 
 def _import_what_comes_late() -> None:
-    import pandas  # noqa: F401  by pyarrow, when the first column is read
-    import torch.utils.tensorboard  # noqa: F401
-    from transformers import conversion_mapping
-
+    for name in ("pandas", "torch.utils.tensorboard"):  # pyarrow imports the first with the first column it reads
+        importlib.import_module(name)
+    conversion_mapping = importlib.import_module("transformers.conversion_mapping")
     warm_up = getattr(conversion_mapping, "get_checkpoint_conversion_mapping", None)
     if warm_up is not None:  # builds a table of a thousand patterns, once
         warm_up("llama")

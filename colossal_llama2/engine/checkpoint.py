@@ -41,7 +41,7 @@ from colossal_llama2.engine.snapshot import (
 from colossal_llama2.engine.writing import flush, write_pickled, write_text, write_weights
 from colossal_llama2.errors import InputError
 
-_STREAMED_PLUGINS = ("zero2", "zero2_cpu", "ddp", "gemini", "gemini_auto")
+_STREAMED_PLUGINS: tuple[str, ...] = ("zero2", "zero2_cpu", "ddp", "gemini", "gemini_auto")
 
 
 def begin_checkpoint(

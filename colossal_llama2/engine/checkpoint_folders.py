@@ -14,6 +14,7 @@ from colossal_llama2.engine.running_state import FILE_NAME
 from colossal_llama2.errors import InputError
 
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
+_ASIDE = re.compile(r"^superseded-\d+_")
 _LEFTOVERS = (".epoch-*_step-*.partial", ".epoch-*_step-*.removed", ".modeling.partial")
 _REPLACED = (".epoch-*_step-*.replaced-*", ".modeling.replaced-*")
 
@@ -25,9 +26,8 @@ def checkpoint_name(epoch: int, step: int) -> str:
 
 def whole_checkpoints(save_dir: Path) -> list[Path]:
     """Return the whole checkpoints of a folder, oldest first; half-written ones have other names and are not seen."""
-    found = [(match, path) for path in save_dir.glob("epoch-*_step-*") if (match := _NAME.fullmatch(path.name))]
-    whole = [(int(match[2]), int(match[1]), path) for match, path in found if (path / FILE_NAME).is_file()]
-    return [path for _, _, path in sorted(whole)]
+    found = [path for path in save_dir.glob("epoch-*_step-*") if _NAME.fullmatch(path.name)]
+    return sorted((path for path in found if (path / FILE_NAME).is_file()), key=_place)
 
 
 def latest_checkpoint(save_dir: Path) -> Path:
@@ -43,10 +43,11 @@ def latest_checkpoint(save_dir: Path) -> Path:
 
 
 def newer_checkpoints(checkpoint: Path) -> list[Path]:
-    """Return the whole checkpoints beside one that are newer than it, oldest first."""
-    whole = whole_checkpoints(checkpoint.parent)
-    names = [path.name for path in whole]
-    return whole[names.index(checkpoint.name) + 1 :] if checkpoint.name in names else []
+    """Return the whole checkpoints beside one that are as far or further, oldest first; also beside one set aside."""
+    if not _NAME.fullmatch(_ASIDE.sub("", checkpoint.name)):
+        return []
+    here = _place(checkpoint)
+    return [path for path in whole_checkpoints(checkpoint.parent) if path != checkpoint and _place(path) >= here]
 
 
 def set_aside(checkpoint: Path) -> Path:
@@ -68,6 +69,13 @@ def remove_older(save_dir: Path, keep: int) -> None:
     """Delete all whole checkpoints of a folder but the `keep` newest; 0 deletes none."""
     for checkpoint in whole_checkpoints(save_dir)[:-keep] if keep else []:
         remove_checkpoint(checkpoint)
+
+
+def _place(checkpoint: Path) -> tuple[int, int]:
+    """Return a checkpoint's step and epoch, as its name has them."""
+    match = _NAME.search(checkpoint.name)
+    assert match is not None
+    return int(match[2]), int(match[1])
 
 
 def clear_leftovers(save_dir: Path) -> None:

@@ -30,7 +30,7 @@ class Writing:
     def __init__(self, in_background: bool) -> None:
         self.error: OSError | None = None
         self._failure: BaseException | None = None
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], object]] = deque()
         self._thread = threading.Thread(target=self._run, name="checkpoint", daemon=True) if in_background else None
         self._started = False
 
@@ -39,14 +39,14 @@ class Writing:
         """Whether what is added is held in memory for a thread."""
         return self._thread is not None
 
-    def add(self, write: Callable[[], None]) -> None:
+    def add(self, write: Callable[[], object]) -> None:
         """Write, now or later; the order is kept."""
         if self._thread is None:
             self.attempt(write)
         else:
             self._waiting.append(write)
 
-    def attempt(self, write: Callable[[], None]) -> None:
+    def attempt(self, write: Callable[[], object]) -> None:
         """Write now, unless something went wrong already, and remember what the disk has to say."""
         if self.error is not None:
             return

@@ -75,7 +75,7 @@ class Checkpoints:
         """Put a checkpoint into the session, and say what is done otherwise from here on."""
         left = load_checkpoint(self.session, state, checkpoint_dir)
         position = Position(state.epoch, state.step, state.rows_consumed, state.tokens)
-        if checkpoint_dir.resolve().parent == self.policy.save_dir.resolve():
+        if checkpoint_dir.resolve() == self.policy.save_dir.resolve() / checkpoint_name(state.epoch, state.step):
             self._saved = position  # it is here already
         self.last = checkpoint_dir
         cli.say(f"resumed {self.last}: epoch {state.epoch}, step {state.step}, {state.rows_consumed} rows into it")

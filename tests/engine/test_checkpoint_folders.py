@@ -37,6 +37,9 @@ def test_the_newest_has_most_steps_and_half_of_one_does_not_count(tmp_path: Path
     assert latest_checkpoint(tmp_path) == made[2]
     assert newer_checkpoints(made[0]) == made[1:3]
     assert newer_checkpoints(made[3]) == []
+    (aside,) = checkpoints(tmp_path, "superseded-2_epoch-1_step-10")
+    assert newer_checkpoints(aside) == made[1:3], "as far on another course"
+    assert newer_checkpoints(tmp_path / "mine") == []
     with pytest.raises(InputError, match="no whole checkpoint"):
         latest_checkpoint(tmp_path / "epoch-0_step-200")
 
