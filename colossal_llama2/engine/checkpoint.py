@@ -2,114 +2,177 @@
 
 SAVE_DIR/epoch-E_step-S/
     modeling/              a model folder: fp32 when training in half precision, because these are the master weights
-    optimizer/             ColossalAI's sharded optimizer state
+    optimizer/             Adam's moments, in the layout of ColossalAI's Booster
     lr_scheduler           position in the schedule
     random_states/         one file a rank
     running_states.json    written last
 SAVE_DIR/modeling/         the finished model, in the dtype it came in
+
+A save has two halves. `begin_checkpoint` copies the state to host memory, file by file, and hands it to the writers, at
+once or for a thread; `PendingSave.complete` waits, lets the ranks agree that all is written, and gives the folder its
+name.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.running_state import FILE_NAME, RunningState, write_running_state
+from colossal_llama2.engine.booster_files import booster_optimizer, booster_weights
+from colossal_llama2.engine.checkpoint_folders import checkpoint_name
+from colossal_llama2.engine.gathering import is_gemini
+from colossal_llama2.engine.pending_save import PendingSave
+from colossal_llama2.engine.running_state import RunningState
 from colossal_llama2.engine.session import Session
+from colossal_llama2.engine.snapshot import (
+    OPTIMIZER_GROUPS,
+    OPTIMIZER_INDEX,
+    WEIGHTS_INDEX,
+    put_weights,
+    snapshot_optimizer,
+    snapshot_weights,
+)
+from colossal_llama2.engine.writing import flush, write_pickled, write_text, write_weights
 from colossal_llama2.errors import InputError
-from colossal_llama2.outputs import flush_tree, replace_directory
 
-_NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
-_SHARD_MEGABYTES = 1024
+_STREAMED_PLUGINS: tuple[str, ...] = ("zero2", "zero2_cpu", "ddp", "gemini", "gemini_auto")
 
 
-def checkpoint_name(epoch: int, step: int) -> str:
-    """Folder name of a checkpoint."""
-    return f"epoch-{epoch}_step-{step}"
+def begin_checkpoint(
+    session: Session, save_dir: Path, name: str, model_files_dir: Path, in_background: bool = False
+) -> PendingSave:
+    """Copy everything a resume needs, and have it written; training may go on as soon as this returns.
 
-
-def whole_checkpoints(save_dir: Path) -> list[Path]:
-    """Return the whole checkpoints of a folder, oldest first; half-written ones have other names and are not seen."""
-    found = [(match, path) for path in save_dir.glob("epoch-*_step-*") if (match := _NAME.fullmatch(path.name))]
-    whole = [(int(match[2]), int(match[1]), path) for match, path in found if (path / FILE_NAME).is_file()]
-    return [path for _, _, path in sorted(whole)]
-
-
-def latest_checkpoint(save_dir: Path) -> Path:
-    """Return the newest whole checkpoint.
-
-    Raises:
-        InputError: there is none.
-    """
-    whole = whole_checkpoints(save_dir)
-    if not whole:
-        raise InputError("no whole checkpoint here", path=save_dir, remedy="leave --load_checkpoint out to start anew")
-    return whole[-1]
-
-
-def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model_files_dir: Path) -> Path:
-    """Write everything a resume needs; the folder takes its name only when every rank has finished writing.
+    Every rank takes part.
 
     Args:
         session: the boosted model and optimizer.
-        state: where the run stands.
         save_dir: parent of the checkpoint, seen by every rank.
+        name: of the checkpoint, see `checkpoint_name`.
         model_files_dir: model folder whose configuration and tokenizer go beside the weights.
-
-    Returns:
-        The checkpoint's folder.
+        in_background: hold the copy in host memory and write it in a thread. Takes this rank's share of 12 bytes a
+            parameter; without, room for one file.
     """
-    target = save_dir / checkpoint_name(state.epoch, state.step)
-    work = _begin(target)
-    _save_weights(session, work / "modeling")
-    session.complete_optimizer_state()
-    session.booster.save_optimizer(session.optimizer, str(work / "optimizer"), shard=True)
-    session.booster.save_lr_scheduler(session.scheduler, str(work / "lr_scheduler"))
-    _save_random_state(work / "random_states")
-    ranks.barrier()
+    save = PendingSave(save_dir / name, in_background)
+    _save_modeling(session, save, save.work / "modeling", model_files_dir, dtype=None)
+    if session.settings.plugin in _STREAMED_PLUGINS:
+        save.expected += snapshot_optimizer(session, save.work / "optimizer", save.writing)
+    else:
+        save.expected += booster_optimizer(session, save.work / "optimizer")
     if ranks.is_first():
-        _complete_model_folder(session, work / "modeling", model_files_dir, dtype=None)
-        write_running_state(state, work)
-        flush_tree(work)
-        replace_directory(work, target)
-    ranks.barrier()
-    return target
+        position = session.scheduler.state_dict()
+        save.writing.add(partial(write_pickled, save.work / "lr_scheduler", position))
+    states = [_random_file(save.work, rank) for rank in range(ranks.world_size())]
+    save.writing.add(partial(write_weights, states[ranks.rank()], _random_states()))
+    save.expected += [save.work / "lr_scheduler", *states]
+    save.writing.start()
+    return save
 
 
-def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path) -> bool:
-    """Put a checkpoint's weights, moments, position in the schedule, loss scale and random states into a fresh session.
-
-    Learning rate, decay and betas are the session's own, which a checkpoint does not overrule.
-
-    Returns:
-        True when every rank got its own random state back; False when the number of ranks differs, so that dropout, if
-        the model has any, draws other numbers than the uninterrupted run would have.
+def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model_files_dir: Path) -> Path:
+    """Write everything a resume needs while training waits; return the checkpoint's folder.
 
     Raises:
-        InputError: it lacks weights that the model has.
+        SaveError: it could not be written.
     """
-    _refuse_missing_weights(session, checkpoint_dir / "modeling")
+    save = begin_checkpoint(session, save_dir, checkpoint_name(state.epoch, state.step), model_files_dir)
+    save.complete(state)
+    return save.target
+
+
+def save_model(session: Session, target: Path, model_files_dir: Path, dtype: torch.dtype) -> None:
+    """Write the finished model as a complete model folder in `dtype`, replacing one that a former run left there.
+
+    Raises:
+        SaveError: it could not be written.
+    """
+    save = PendingSave(target, in_background=False)
+    _save_modeling(session, save, save.work, model_files_dir, dtype)
+    save.writing.start()
+    save.complete()
+
+
+def _save_modeling(
+    session: Session, save: PendingSave, folder: Path, model_files_dir: Path, dtype: torch.dtype | None
+) -> None:
+    """Write the model folder of a checkpoint (`dtype` None: as exact as it is) or of the finished model."""
+    write = snapshot_weights if session.settings.plugin in _STREAMED_PLUGINS else booster_weights
+    files, stored = write(session, folder, save.writing, dtype)
+    save.expected += files
+    if ranks.is_first():
+        save.writing.add(partial(_complete_model_folder, folder, model_files_dir, stored))
+
+
+def _load_modeling(session: Session, folder: Path) -> None:
+    """Read the model folder of a checkpoint into weights and masters."""
+    _refuse_missing_weights(session, folder)
+    if session.settings.plugin in _STREAMED_PLUGINS and not is_gemini(session):
+        put_weights(session, folder)
+        return
     with session.saved_weights.in_place():
         # Not strict: that would miss the second name of a tied weight, or trip over it, depending on the plugin.
-        session.booster.load_model(session.model, str(checkpoint_dir / "modeling"), strict=False)
-    session.booster.load_optimizer(session.optimizer, str(checkpoint_dir / "optimizer"))
+        session.booster.load_model(session.model, str(folder), strict=False)
+
+
+def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path) -> list[str]:
+    """Put a checkpoint's weights, moments, position in the schedule, loss scale and random states into a fresh session.
+
+    It may come from another plugin, precision or number of ranks. Learning rate, decay and betas are the session's own,
+    which a checkpoint does not overrule.
+
+    Returns:
+        What of it could not be taken up, a sentence each.
+
+    Raises:
+        InputError: it lacks weights that the model has, or files.
+    """
+    for name in (OPTIMIZER_INDEX, OPTIMIZER_GROUPS):
+        if not (checkpoint_dir / "optimizer" / name).is_file():
+            raise InputError(
+                "is missing",
+                path=checkpoint_dir / "optimizer" / name,
+                remedy="use another checkpoint, or pass its modeling folder to take the weights alone",
+            )
+    _load_modeling(session, checkpoint_dir / "modeling")
+    left = _load_optimizer(session, checkpoint_dir / "optimizer")
     session.booster.load_lr_scheduler(session.scheduler, str(checkpoint_dir / "lr_scheduler"))
     session.apply_settings()
-    session.load_scaler_state(state.scaler)
-    return _load_random_state(checkpoint_dir / "random_states", state.world_size)
+    if state.scaler and session.scaler_state():
+        session.load_scaler_state(state.scaler)
+    elif session.scaler_state():
+        left.append("it has no loss scale, so the scale begins anew")
+    elif state.scaler:
+        left.append("its loss scale is for fp16 alone")
+    return left + _load_random_state(checkpoint_dir, state.world_size)
+
+
+def _load_optimizer(session: Session, folder: Path) -> list[str]:
+    saved = torch.load(folder / OPTIMIZER_GROUPS, weights_only=True)
+    inner = session.optimizer.unwrap()
+    backup = getattr(session.optimizer, "param_groups_backup", None)  # Gemini's own groups lack other ranks' shards
+    theirs = [len(group["params"]) for group in saved]
+    ours = [len(group["params"]) for group in (inner.param_groups if backup is None else backup)]
+    if sum(theirs) and theirs != ours and session.settings.plugin in _STREAMED_PLUGINS:
+        return [f"its optimizer state is for groups of {theirs} parameters, not {ours}, so the moments begin at zero"]
+    session.booster.load_optimizer(session.optimizer, str(folder))
+    for parameter_state in inner.state.values():  # torch keeps the step as a tensor, ColossalAI's Adam as a number
+        if isinstance(parameter_state.get("step"), torch.Tensor):
+            parameter_state["step"] = int(parameter_state["step"].item())
+    return []
 
 
 def _refuse_missing_weights(session: Session, model_dir: Path) -> None:
-    index = model_dir / "model.safetensors.index.json"
-    held = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    index = model_dir / WEIGHTS_INDEX
+    try:
+        held = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot be read ({error})", path=index, remedy="use another checkpoint") from None
     missing = [name for name in session.parameter_names if name not in held]
     if missing:
         raise InputError(
@@ -117,75 +180,17 @@ def _refuse_missing_weights(session: Session, model_dir: Path) -> None:
         )
 
 
-def save_model(session: Session, target: Path, model_files_dir: Path, dtype: torch.dtype) -> None:
-    """Write the finished model as a complete model folder in `dtype`, replacing one that a former run left there."""
-    work = _begin(target)
-    _save_weights(session, work)
-    ranks.barrier()
-    if ranks.is_first():
-        _complete_model_folder(session, work, model_files_dir, dtype)
-        flush_tree(work)
-        replace_directory(work, target)
-    ranks.barrier()
-
-
-def _begin(target: Path) -> Path:
-    work = target.with_name(f".{target.name}.partial")
-    if ranks.is_first():
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-    ranks.barrier()
-    return work
-
-
-def _save_weights(session: Session, folder: Path) -> None:
-    if ranks.is_first():
-        folder.mkdir(exist_ok=True)
-    ranks.barrier()
-    with session.saved_weights.in_place():
-        session.booster.save_model(
-            session.model, str(folder), shard=True, size_per_shard=_SHARD_MEGABYTES, use_safetensors=True
-        )
-
-
-def _complete_model_folder(session: Session, folder: Path, model_files_dir: Path, dtype: torch.dtype | None) -> None:
-    """Add configuration and tokenizer to saved weights, cast them if asked, and state the dtype that is there."""
-    weights = sorted(folder.glob("*.safetensors"))
-    for path in weights:
-        if dtype is not None or session.frozen_weights:
-            tensors = {name: session.frozen_weights.get(name, tensor) for name, tensor in load_file(path).items()}
-            tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-            save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner may read
-    index = folder / "model.safetensors.index.json"
-    if index.is_file() and dtype is not None:
-        content = json.loads(index.read_text())
-        content.setdefault("metadata", {})["total_size"] = sum(path.stat().st_size for path in weights)
-        index.write_text(json.dumps(content, indent=2) + "\n")
+def _complete_model_folder(folder: Path, model_files_dir: Path, dtype: torch.dtype) -> None:
+    """Add configuration and tokenizer to saved weights, and state the dtype that is there."""
+    folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(model_files_dir.iterdir()):
         if path.is_file() and path.name != "settings.yaml" and not _is_weight_file(path.name):
             shutil.copyfile(path, folder / path.name)
+            flush(folder / path.name)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
-    config["dtype"] = str(dtype or _widest_dtype(weights)).removeprefix("torch.")
-    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _widest_dtype(weights: list[Path]) -> torch.dtype:
-    """Return the dtype that holds every tensor of the files exactly: frozen weights may be narrower than masters."""
-    widest: torch.dtype | None = None
-    for path in weights:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  a safetensors file is no dict
-                dtype = file.get_slice(name)[:0].dtype
-                widest = dtype if widest is None else torch.promote_types(widest, dtype)
-    return widest or torch.float32
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
 
 
 def _is_weight_file(name: str) -> bool:
@@ -193,21 +198,28 @@ def _is_weight_file(name: str) -> bool:
     return name.endswith((".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".index.json"))
 
 
-def _save_random_state(folder: Path) -> None:
-    if ranks.is_first():
-        folder.mkdir(exist_ok=True)
-    ranks.barrier()
+def _random_file(checkpoint_dir: Path, rank: int) -> Path:
+    return checkpoint_dir / "random_states" / f"rank-{rank:05d}.safetensors"
+
+
+def _random_states() -> dict[str, torch.Tensor]:
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
-    save_file(states, folder / f"rank-{ranks.rank():05d}.safetensors")
+    return states
 
 
-def _load_random_state(folder: Path, saved_world_size: int) -> bool:
-    if saved_world_size != ranks.world_size():
-        return False
-    states = load_file(folder / f"rank-{ranks.rank():05d}.safetensors")
+def _load_random_state(checkpoint_dir: Path, saved_world_size: int) -> list[str]:
+    """Give each rank its random state back; every rank must find its own, or none takes any."""
+    here = ranks.world_size()
+    if saved_world_size != here:
+        return [f"saved by {saved_world_size} ranks, continued by {here}: dropout draws other numbers"]
+    path = _random_file(checkpoint_dir, ranks.rank())
+    missing = ranks.sum_over_ranks(float(not path.is_file()))[0]
+    if missing:
+        return [f"the random states of {missing:.0f} ranks are missing in it: dropout draws other numbers"]
+    states = load_file(path)
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-    return True
+    return []

@@ -10,12 +10,17 @@ import torch
 import torch.distributed as dist
 
 
+def boosted_module(model: Any) -> torch.nn.Module:
+    """Return the module inside what ``booster.boost`` returned, an adapter's wrapper still around it."""
+    module: torch.nn.Module = model.unwrap() if hasattr(model, "gemini_manager") else model.unwrap(unwrap_peft=False)
+    return module
+
+
 class MasterWeights:
     """The fp32 values behind half-precision working weights.
 
     ColossalAI saves the half-precision working weights and rebuilds the masters from them, which loses the masters' low
-    bits (measured: losses differ by 7e-4 after a resume). Inside `in_place` its own save and load see fp32, and stay
-    exact. This can go when ColossalAI saves its masters.
+    bits (measured: losses differ by 7e-4 after a resume). This can go when ColossalAI saves its masters.
 
     Args:
         model: what ``booster.boost`` returned for the model.
@@ -30,7 +35,8 @@ class MasterWeights:
     def in_place(self) -> Iterator[None]:
         """Inside, every trained working weight holds its fp32 master; on leaving it is cast back.
 
-        Costs one fp32 copy of the trained weights for as long as it is open. Every rank must enter and leave together.
+        For saving and loading by ColossalAI itself. Costs one fp32 copy of the trained weights for as long as it is
+        open (none with Gemini). Every rank must enter and leave together.
         """
         if hasattr(self._model, "gemini_manager"):
             with _gemini_speaks_fp32(self._model):
@@ -38,10 +44,9 @@ class MasterWeights:
             return
         half_precision: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
         for parameter in self._model.unwrap().parameters():
-            value = self._master_of(parameter)
-            if value is not None:
+            if self._master_of(parameter) is not None:
                 half_precision.append((parameter, parameter.data))
-                parameter.data = value
+                parameter.data = self.whole(parameter).clone()
         try:
             yield
         finally:
@@ -50,27 +55,62 @@ class MasterWeights:
                     # back into the old storage: ZeRO all-gathers into it after every step
                     parameter.data = storage.copy_(parameter.data)
 
+    def whole(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Return a weight's fp32 master in the weight's shape, or the weight where it is all there is.
+
+        It may be the master itself: to be read, not written. A collective call where masters are sharded.
+        """
+        master = self._master_of(parameter)
+        return parameter.detach() if master is None else self.unsharded(master.detach(), parameter)
+
+    def unsharded(self, shard: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """Gather a ZeRO shard (a flat slice of the padded flat parameter) into the parameter's shape."""
+        shard = shard.to(parameter.device)
+        if shard.shape == parameter.shape:
+            return shard
+        group = self._optimizer.param_to_pg[parameter]
+        flat = torch.empty(shard.numel() * dist.get_world_size(group), dtype=shard.dtype, device=shard.device)
+        dist.all_gather_into_tensor(flat, shard.contiguous(), group=group)
+        return flat[: parameter.numel()].view(parameter.shape)
+
+    @torch.no_grad()
+    def put(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
+        """Set a weight and its master to a value in the weight's shape; not for Gemini, whose weights are in chunks."""
+        parameter.data.copy_(value)
+        master = self._any_master_of(parameter)
+        if master is None:
+            return
+        if master.shape == parameter.shape:
+            master.copy_(value)
+            return
+        group = self._optimizer.param_to_pg[parameter]
+        begin = dist.get_rank(group) * master.numel()
+        mine = value.reshape(-1)[begin : begin + master.numel()]
+        master[: mine.numel()].copy_(mine)  # what is left is padding
+
     @torch.no_grad()
     def start_from(self, originals: Mapping[str, torch.Tensor]) -> None:
         """Set the masters to the weights as they were before the plugin cast them, by name and whole."""
-        model = self._model.unwrap(unwrap_peft=False) if hasattr(self._model, "shard_config") else self._model.unwrap()
-        with self.in_place():
-            for prefix, module in model.named_modules():  # a module knows how it divides its own weights
-                names = [name for name, _ in module.named_parameters(prefix, recurse=False) if name in originals]
-                if names:
-                    dot = prefix + "." if prefix else ""
-                    module._load_from_state_dict({n: originals[n] for n in names}, dot, {}, True, [], [], [])
-            self._optimizer.update_master_params(self._model.unwrap())
+        for prefix, module in boosted_module(self._model).named_modules():
+            own = {name: p for name, p in module.named_parameters(prefix, recurse=False) if name in originals}
+            storages = {name: parameter.data for name, parameter in own.items()}
+            for name, parameter in own.items():
+                parameter.data = torch.empty_like(parameter, dtype=originals[name].dtype)
+            if own:  # a module knows how it divides its own weights over ranks
+                dot = prefix + "." if prefix else ""
+                module._load_from_state_dict({name: originals[name] for name in own}, dot, {}, True, [], [], [])
+            for name, parameter in own.items():
+                value, parameter.data = parameter.data, storages[name]
+                self.put(parameter, value)
 
     def _master_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
-        """Return a copy of the fp32 master in the parameter's shape, or None where the parameter is all there is."""
-        if parameter.dtype == torch.float32:
-            return None
+        """Return this rank's fp32 master, or None where the parameter is fp32 itself or has none."""
+        return None if parameter.dtype == torch.float32 else self._any_master_of(parameter)
+
+    def _any_master_of(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         find_masters = getattr(self._optimizer, "get_working_to_master_map", None)
         master = ((find_masters and find_masters()) or {}).get(id(parameter))
-        if master is None:
-            return None
-        return _whole(master.data.to(parameter.device), parameter, self._optimizer).clone()
+        return None if master is None or master is parameter else master.data
 
 
 @contextmanager
@@ -84,13 +124,3 @@ def _gemini_speaks_fp32(model: Any) -> Iterator[None]:
         yield
     finally:
         model.mixed_precision, manager.reuse_fp16_chunk = kept
-
-
-def _whole(master: torch.Tensor, parameter: torch.nn.Parameter, optimizer: Any) -> torch.Tensor:
-    """Gather a ZeRO shard (a flat slice of the padded flat parameter) into the parameter's shape."""
-    if master.shape == parameter.shape:
-        return master
-    group = optimizer.param_to_pg[parameter]
-    flat = torch.empty(master.numel() * dist.get_world_size(group), dtype=torch.float32, device=master.device)
-    dist.all_gather_into_tensor(flat, master.contiguous(), group=group)
-    return flat[: parameter.numel()].view(parameter.shape)

@@ -74,7 +74,7 @@ class MasterPrecision:
         scaler = self._mixin.grad_scaler
         scaler._scale.fill_(state["scale"])
         scaler._growth_step = int(state["growth_step"])
-        scaler._hysteresis_step = int(state["hysteresis_step"])
+        scaler._hysteresis_step = int(state.get("hysteresis_step", scaler._hysteresis_step))  # DDP's scaler has none
 
 
 class AutocastPrecision:

@@ -76,6 +76,13 @@ def sum_over_ranks(*values: float) -> list[float]:
     return [float(total) for total in totals.tolist()]
 
 
+def texts_of_ranks(text: str) -> list[str]:
+    """Return every rank's text, in order of rank."""
+    texts: list[str] = [""] * world_size()
+    dist.all_gather_object(texts, text)
+    return texts
+
+
 def largest_over_ranks(value: float) -> float:
     """Return the largest of the ranks' values."""
     largest = torch.tensor(value, dtype=torch.float64, device=device())

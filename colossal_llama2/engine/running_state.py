@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colossal_llama2.errors import InputError
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "running_states.json"
 
 
@@ -18,8 +18,6 @@ class RunIdentity:
 
     tokenizer_fingerprint: str
     corpus_fingerprint: str
-    plugin: str
-    precision: str
     trained_parameters: str
     seed: int
 
@@ -35,6 +33,8 @@ class RunningState:
         tokens: tokens trained on in the whole run.
         rows_per_step: rows in a global batch when it was saved.
         world_size: number of ranks when it was saved; another number cannot restore each rank's random state.
+        plugin: ColossalAI plugin when it was saved.
+        precision: what forward and backward computed in.
         scaler: state of the fp16 loss scaler.
         identity: what the checkpoint belongs to.
         version: layout of this file.
@@ -46,6 +46,8 @@ class RunningState:
     tokens: int
     rows_per_step: int
     world_size: int
+    plugin: str
+    precision: str
     identity: RunIdentity
     scaler: dict[str, float] = field(default_factory=dict)
     version: int = VERSION
@@ -96,8 +98,6 @@ def refuse_misfit(state: RunningState, identity: RunIdentity, checkpoint_dir: Pa
     reasons = {
         "tokenizer_fingerprint": "another tokenizer",
         "corpus_fingerprint": "other data",
-        "plugin": "--plugin {theirs}, not {ours}",
-        "precision": "--mixed_precision {theirs}, not {ours}",
         "trained_parameters": "other weights in training ({theirs}, not {ours})",
         "seed": "--seed {theirs}, not {ours}",
     }
@@ -109,3 +109,22 @@ def refuse_misfit(state: RunningState, identity: RunIdentity, checkpoint_dir: Pa
                 path=checkpoint_dir,
                 remedy="continue it as it was, or pass its modeling folder to take the weights alone",
             )
+
+
+def describe_changes(state: RunningState, now: RunningState) -> list[str]:
+    """Say what is done otherwise from here on and does not make another run of it, a sentence each.
+
+    Args:
+        state: of the checkpoint.
+        now: the same position as this run would save it.
+    """
+    changes = []
+    if state.plugin != now.plugin:
+        changes.append(f"saved by --plugin {state.plugin}, continued by {now.plugin}")
+    if state.precision != now.precision:
+        changes.append(
+            f"computed in {state.precision}, in {now.precision} from here on; weights and moments go on in fp32"
+        )
+    if state.rows_per_step != now.rows_per_step:
+        changes.append(f"a step was {state.rows_per_step} rows and is {now.rows_per_step} from here on")
+    return changes

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from colossal_llama2.engine import compat, ranks
-from colossal_llama2.engine.master_weights import MasterWeights
+from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
 from colossal_llama2.engine.parallel_loss import cross_entropy_sum
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
@@ -170,7 +170,7 @@ class Session:
         return self.booster.no_sync(self.model, self.optimizer)
 
     def _choose_cross_entropy(self) -> CrossEntropySum:
-        head = _without_adapters(self.model.unwrap()).get_output_embeddings() if self.settings.tp > 1 else None
+        head = _without_adapters(boosted_module(self.model)).get_output_embeddings() if self.settings.tp > 1 else None
         if head is None or not hasattr(head, "new_num_embeddings"):  # undivided, or on another pipeline stage
             return _whole_cross_entropy_sum
         group, place = self.plugin.tp_group, self.mesh.place[2]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from colossal_llama2.engine.checkpoint import latest_checkpoint, save_checkpoint
-from colossal_llama2.engine.ranks import world_size
-from colossal_llama2.engine.running_state import FILE_NAME, RunIdentity, RunningState
+import torch
+
+from colossal_llama2 import cli
+from colossal_llama2.engine.checkpoint import begin_checkpoint, load_checkpoint, save_model
+from colossal_llama2.engine.checkpoint_folders import checkpoint_name, latest_checkpoint, remove_older
+from colossal_llama2.engine.pending_save import PendingSave, SaveError
+from colossal_llama2.engine.ranks import barrier, is_first, world_size
+from colossal_llama2.engine.running_state import FILE_NAME, RunIdentity, RunningState, describe_changes
 from colossal_llama2.engine.session import Session
 from colossal_llama2.errors import InputError
 
 MODELING = "modeling"
+MAX_CONSECUTIVE_FAILURES = 3
+"""A disk that is full now may be freed before the next interval; a run that can save no more is not worth going on."""
 
 
 @dataclass(frozen=True)
@@ -24,40 +31,167 @@ class Position:
     tokens: int = 0
 
 
+@dataclass(frozen=True)
+class SavePolicy:
+    """How checkpoints are written.
+
+    Attributes:
+        save_dir: parent of the checkpoints.
+        model_files_dir: model folder whose configuration and tokenizer go with the weights.
+        keep: how many of the newest stay, 0 for all.
+        in_background: copy the state, and write it while training goes on.
+    """
+
+    save_dir: Path
+    model_files_dir: Path
+    keep: int = 0
+    in_background: bool = False
+
+
 @dataclass
 class Checkpoints:
     """Writes a run's checkpoints.
 
+    Every method is called by all ranks at the same point of the run.
+
     Attributes:
         session: the boosted model.
-        save_dir: parent of the checkpoints.
-        model_files_dir: model folder whose configuration and tokenizer go with the weights.
+        policy: where and how.
         identity: what the run is.
         rows_per_step: rows of a global batch.
-        last: the last one written, or resumed from.
+        last: the last whole one written, or resumed from.
     """
 
     session: Session
-    save_dir: Path
-    model_files_dir: Path
+    policy: SavePolicy
     identity: RunIdentity
     rows_per_step: int
     last: Path | None = None
+    _saved: Position | None = None
+    _pending: tuple[PendingSave, RunningState, Position] | None = field(default=None, repr=False)
+    _failures: int = 0
 
-    def save(self, position: Position) -> Path:
-        """Write a checkpoint of a position; every rank takes part."""
-        state = RunningState(
+    def resume(self, state: RunningState, checkpoint_dir: Path) -> Position:
+        """Put a checkpoint into the session, and say what is done otherwise from here on."""
+        left = load_checkpoint(self.session, state, checkpoint_dir)
+        position = Position(state.epoch, state.step, state.rows_consumed, state.tokens)
+        if checkpoint_dir.resolve() == self.policy.save_dir.resolve() / checkpoint_name(state.epoch, state.step):
+            self._saved = position  # it is here already
+        self.last = checkpoint_dir
+        cli.say(f"resumed {self.last}: epoch {state.epoch}, step {state.step}, {state.rows_consumed} rows into it")
+        for line in (*describe_changes(state, self._state(position)), *left):
+            cli.say(line)
+        return position
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint of a position, or have it written; one that is under way is waited for first.
+
+        Raises:
+            InputError: several saves on end came to nothing.
+        """
+        if position == self._saved:
+            return
+        if self._pending is not None:
+            if not self._pending[0].finished:
+                cli.say(f"waiting for {self._pending[0].target.name}, which is still being written")
+            self.complete()
+        name = checkpoint_name(position.epoch, position.step)
+        policy, state = self.policy, self._state(position)
+        pending = begin_checkpoint(
+            self.session, policy.save_dir, name, policy.model_files_dir, in_background=policy.in_background
+        )
+        self._pending = pending, state, position
+        if not policy.in_background:
+            self.complete()
+
+    def save_and_wait(self, position: Position) -> None:
+        """Write a checkpoint before the run is left.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        self.save(position)
+        self.complete()
+        if self._saved != position:
+            raise InputError(
+                f"the checkpoint of step {position.step} could not be written; {self.way_back()}",
+                path=self.policy.save_dir,
+                remedy="free space there before you continue",
+            )
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank has written its part of a checkpoint that is under way."""
+        return self._pending is not None and self._pending[0].finished
+
+    def complete(self) -> None:
+        """Wait for the checkpoint under way, if there is one, and give it its name; remove those that are not kept.
+
+        Raises:
+            InputError: several saves on end came to nothing.
+        """
+        if self._pending is None:
+            return
+        (save, state, position), self._pending = self._pending, None
+        try:
+            save.complete(state)
+        except SaveError as error:
+            self._failed(save, error)
+            return
+        self.last, self._saved, self._failures = save.target, position, 0
+        if is_first() and self.policy.keep:
+            try:
+                remove_older(self.policy.save_dir, self.policy.keep)
+            except OSError as error:
+                cli.warn(f"an older checkpoint could not be removed ({error})")
+        barrier()
+
+    def save_model(self, dtype: torch.dtype) -> Path:
+        """Write the finished model in `dtype`, once the last checkpoint is whole; return its folder.
+
+        Raises:
+            InputError: it could not be written.
+        """
+        self.complete()
+        target = self.policy.save_dir / MODELING
+        try:
+            save_model(self.session, target, self.policy.model_files_dir, dtype)
+        except SaveError as error:
+            raise InputError(
+                f"the finished model could not be written ({error}); {self.way_back()}",
+                path=target,
+                remedy="free space there, then resume with --load_checkpoint latest",
+            ) from None
+        return target
+
+    def way_back(self) -> str:
+        """Say what a run that is broken off can return to."""
+        return "there is no checkpoint yet" if self.last is None else f"the last good checkpoint is {self.last}"
+
+    def _failed(self, save: PendingSave, error: SaveError) -> None:
+        self._failures += 1
+        what = f"checkpoint {save.target.name} could not be written ({error}); {self.way_back()}"
+        if self._failures >= MAX_CONSECUTIVE_FAILURES:
+            raise InputError(
+                f"{what}; {self._failures} saves on end have failed",
+                path=self.policy.save_dir,
+                remedy="free space there, then resume with --load_checkpoint latest",
+            )
+        cli.warn(f"{self.policy.save_dir}: {what}; free space there: the next interval tries again")
+
+    def _state(self, position: Position) -> RunningState:
+        return RunningState(
             epoch=position.epoch,
             step=position.step,
             rows_consumed=position.rows_consumed,
             tokens=position.tokens,
             rows_per_step=self.rows_per_step,
             world_size=world_size(),
+            plugin=self.session.settings.plugin,
+            precision=self.session.settings.precision,
             identity=self.identity,
             scaler=self.session.scaler_state(),
         )
-        self.last = save_checkpoint(self.session, state, self.save_dir, self.model_files_dir)
-        return self.last
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from colossal_llama2 import cli
-from colossal_llama2.engine.checkpoint import whole_checkpoints
+from colossal_llama2.engine.checkpoint_folders import (
+    clear_leftovers,
+    newer_checkpoints,
+    remove_checkpoint,
+    set_aside,
+    whole_checkpoints,
+)
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_file
 from colossal_llama2.train.checkpoints import MODELING, StartingPoint
@@ -54,19 +61,52 @@ def check_folders(settings: TrainSettings, start: StartingPoint) -> None:
 def prepare_folders(settings: TrainSettings, start: StartingPoint) -> None:
     """Discard what `check_folders` let pass, make the folders, and write the settings down; for one rank alone."""
     output = settings.output
-    if not _continues_here(settings, start):
-        for path in _former_run(settings, start):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
     output.save_dir.mkdir(parents=True, exist_ok=True)
-    for pattern in (".epoch-*_step-*.partial", f".{MODELING}.partial"):  # of a save that was killed
-        for path in output.save_dir.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    clear_leftovers(output.save_dir)
+    if _continues_here(settings, start):
+        _set_newer_aside(start)
+    else:
+        for path in _former_run(settings, start):
+            _discard(path)
     for file in filter(None, (output.save_dir / "settings.yaml", output.config_file)):
         with whole_file(file, overwrite=True) as work:
-            work.write_text(cli.as_yaml(settings), encoding="utf-8")
+            work.write_text(settings_to_repeat(settings, start), encoding="utf-8")
+
+
+def settings_to_repeat(settings: TrainSettings, start: StartingPoint) -> str:
+    """Write a run's settings as YAML for ``--config``, with what is not to be done again by itself as a remark.
+
+    That is discarding an earlier run, and resuming a checkpoint. Weights to start from stay: they are an input.
+    """
+    once = []
+    if settings.output.overwrite:
+        once.append("--overwrite")
+        settings = replace(settings, output=replace(settings.output, overwrite=False))
+    if start.checkpoint_dir is not None:
+        once.append(f"--load_checkpoint {settings.model.load_checkpoint}")
+        settings = replace(settings, model=replace(settings.model, load_checkpoint=""))
+    remark = " ".join(f"# started with {' '.join(once)}, which --config does not repeat".split()) + "\n" if once else ""
+    return remark + cli.as_yaml(settings)
+
+
+def _set_newer_aside(start: StartingPoint) -> None:
+    """Keep the checkpoints of a branch that is given up from being taken for this one's newest."""
+    assert start.checkpoint_dir is not None
+    for checkpoint in newer_checkpoints(start.checkpoint_dir.resolve()):
+        aside = set_aside(checkpoint)
+        cli.warn(
+            f"{checkpoint} is newer than the checkpoint resumed, so of a course that is given up: renamed to "
+            f"{aside.name}; resume it by that name, or delete it"
+        )
+
+
+def _discard(path: Path) -> None:
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+    elif path.name == MODELING:
+        shutil.rmtree(path)
+    else:
+        remove_checkpoint(path)
 
 
 def _continues_here(settings: TrainSettings, start: StartingPoint) -> bool:

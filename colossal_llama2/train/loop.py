@@ -61,6 +61,7 @@ class _Totals:
     tokens: int
     flops: float
     stop: bool
+    written: bool
 
 
 def train(run: Run, start: Position) -> tuple[Position, bool]:
@@ -83,8 +84,10 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
             began = time.perf_counter()
             totals = _sum_totals(run, batch)
             if totals.stop:
-                run.checkpoints.save(position)
+                run.checkpoints.save_and_wait(position)
                 return position, False
+            if totals.written:
+                run.checkpoints.complete()
             loss = _accumulate(run, batch, totals.learned_tokens) if totals.learned_tokens else 0.0
             _refuse_non_finite(run, loss, position, batch)
             lr = run.session.learning_rate
@@ -127,15 +130,25 @@ PRETRAINING = Objective(_pretraining_inputs, _pretraining_loss_sum)
 
 
 def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
-    """Agree on the step's token counts, and on whether anybody was asked to stop, in one collective call."""
+    """Agree on token counts, on whether anybody was asked to stop or all have written a checkpoint, in one call."""
     documents = [micro_batch.document_lengths for micro_batch in batch.micro_batches]
     tokens = sum(sum(lengths) for lengths in documents)
     flops = sum(run.flops.of(sum(lengths), lengths) for lengths in documents)
     counts = float(run.session.mesh.speaks_for_rows)  # the ranks of a model that is divided see the same rows
-    learned, tokens_sum, flops_sum, stops = ranks.sum_over_ranks(
-        batch.num_learned * counts, tokens * counts, flops * counts, float(run.stop.requested)
+    learned, tokens_sum, flops_sum, stops, written = ranks.sum_over_ranks(
+        batch.num_learned * counts,
+        tokens * counts,
+        flops * counts,
+        float(run.stop.requested),
+        float(run.checkpoints.written),
     )
-    return _Totals(learned_tokens=int(learned), tokens=int(tokens_sum), flops=flops_sum, stop=stops > 0)
+    return _Totals(
+        learned_tokens=int(learned),
+        tokens=int(tokens_sum),
+        flops=flops_sum,
+        stop=stops > 0,
+        written=written == ranks.world_size(),
+    )
 
 
 def _accumulate(run: Run, batch: StepBatch, learned_tokens: int) -> float:
@@ -185,8 +198,9 @@ def _refuse_broken_gradients(run: Run, outcome: StepOutcome, position: Position,
 
 
 def _way_back(run: Run) -> str:
-    last = run.checkpoints.last
-    return "there is no checkpoint yet" if last is None else f"the last good checkpoint is {last}"
+    """Say what to return to; every rank has found the same, so a checkpoint under way can be waited for."""
+    run.checkpoints.complete()
+    return run.checkpoints.way_back()
 
 
 def _metrics(

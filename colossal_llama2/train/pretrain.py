@@ -11,7 +11,6 @@ from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.checkpoint import load_checkpoint, save_model
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import AdamSettings, Session
@@ -27,9 +26,9 @@ from colossal_llama2.model.pretrained import (
 )
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import (
-    MODELING,
     Checkpoints,
     Position,
+    SavePolicy,
     StartingPoint,
     find_starting_point,
 )
@@ -67,9 +66,7 @@ def _train_and_save(settings: TrainSettings, run: Run, position: Position, dtype
     try:
         position, complete = train(run, position)
         if complete:  # a SIGTERM from here on waits: the model is as far as the run was to go
-            target = settings.output.save_dir / MODELING
-            save_model(run.session, target, settings.model.pretrained, dtype)
-            cli.say(f"model saved to {target}")
+            cli.say(f"model saved to {run.checkpoints.save_model(dtype)}")
             return 0
     finally:
         run.stop.close()
@@ -130,10 +127,12 @@ def build(
     batches = GlobalBatches(corpus, _loader_settings(settings, corpus))
     total_steps = _total_steps(settings, batches, state)
     session = _boost(settings, model, total_steps)
-    checkpoints = Checkpoints(
-        session, settings.output.save_dir, settings.model.pretrained, identity, batches.rows_per_step
-    )
-    position = Position() if state is None else _resume(checkpoints, state, start)
+    output = settings.output
+    policy = SavePolicy(output.save_dir, settings.model.pretrained, output.keep_checkpoints, output.async_save)
+    checkpoints = Checkpoints(session, policy, identity, batches.rows_per_step)
+    position = Position()
+    if state is not None and start.checkpoint_dir is not None:
+        position = checkpoints.resume(state, start.checkpoint_dir)
     per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     run = Run(
         session=session,
@@ -197,8 +196,6 @@ def _identity(settings: TrainSettings, corpus: PreparedCorpus) -> RunIdentity:
     return RunIdentity(
         tokenizer_fingerprint=corpus.tokenizer_fingerprint,
         corpus_fingerprint=corpus.fingerprint,
-        plugin=settings.parallel.plugin,
-        precision=settings.parallel.mixed_precision,
         # with --decay_all_params the optimizer numbers its parameters in another order
         trained_parameters=f"{trained}, all decaying" if settings.optimizer.decay_all_params else trained,
         seed=settings.optimizer.seed,
@@ -213,18 +210,6 @@ def _checked_state(settings: TrainSettings, start: StartingPoint, identity: RunI
     state = read_running_state(start.checkpoint_dir)
     refuse_misfit(state, identity, start.checkpoint_dir)
     return state
-
-
-def _resume(checkpoints: Checkpoints, state: RunningState, start: StartingPoint) -> Position:
-    assert start.checkpoint_dir is not None
-    exact = load_checkpoint(checkpoints.session, state, start.checkpoint_dir)
-    checkpoints.last = start.checkpoint_dir
-    cli.say(f"resumed {checkpoints.last}: epoch {state.epoch}, step {state.step}, {state.rows_consumed} rows into it")
-    if not exact:
-        cli.say(f"saved by {state.world_size} ranks, continued by {ranks.world_size()}: dropout draws other numbers")
-    if state.rows_per_step != checkpoints.rows_per_step:
-        cli.say(f"a step was {state.rows_per_step} rows and is {checkpoints.rows_per_step} from here on")
-    return Position(epoch=state.epoch, step=state.step, rows_consumed=state.rows_consumed, tokens=state.tokens)
 
 
 def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> RunLog | None:

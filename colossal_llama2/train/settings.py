@@ -110,6 +110,11 @@ class OutputOptions:
     """Where the resolved settings are saved as YAML, besides SAVE_DIR/settings.yaml; read back by --config."""
     save_interval: int = 1000
     """Steps between checkpoints; 0 writes none but the finished model."""
+    keep_checkpoints: int = 0
+    """How many of the newest checkpoints stay; older ones go when a newer one is whole. 0 keeps all."""
+    async_save: bool = False
+    """Copy the state to host memory and write it while training goes on. Takes 12 bytes a trained parameter there,
+    divided by the number of ranks."""
     log_interval: int = 10
     """Steps between lines of progress where there is no terminal."""
     overwrite: bool = False
@@ -164,6 +169,7 @@ def check_settings(settings: TrainSettings) -> None:
         "accumulation_steps": (data.accumulation_steps, 1),
         "max_length": (data.max_length, 2),
         "save_interval": (output.save_interval, 0),
+        "keep_checkpoints": (output.keep_checkpoints, 0),
         "log_interval": (output.log_interval, 1),
         "max_steps": (1 if data.max_steps is None else data.max_steps, 1),
         "warmup_steps": (optimizer.warmup_steps or 0, 0),

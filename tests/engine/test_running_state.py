@@ -18,7 +18,7 @@ from colossal_llama2.engine.running_state import (
 )
 from colossal_llama2.errors import InputError
 
-IDENTITY = RunIdentity("tokenizer", "corpus", "zero2", "bf16", "everything", 7)
+IDENTITY = RunIdentity("tokenizer", "corpus", "everything", 7)
 STATE = RunningState(
     epoch=1,
     step=30,
@@ -26,6 +26,8 @@ STATE = RunningState(
     tokens=4096,
     rows_per_step=8,
     world_size=2,
+    plugin="zero2",
+    precision="bf16",
     identity=IDENTITY,
     scaler={"scale": 8.0},
 )
@@ -53,7 +55,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         read_running_state(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 1, "identity": {}}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 2, "identity": {}}'])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(InputError, match=FILE_NAME):
@@ -67,4 +69,4 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 
 def test_it_is_plain_json(tmp_path: Path) -> None:
     write_running_state(STATE, tmp_path)
-    assert json.loads((tmp_path / FILE_NAME).read_text())["identity"]["plugin"] == "zero2"
+    assert json.loads((tmp_path / FILE_NAME).read_text())["plugin"] == "zero2"
