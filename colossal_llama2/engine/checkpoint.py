@@ -22,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from colossal_llama2.engine import ranks
+from colossal_llama2.engine.adapters import save_adapter
 from colossal_llama2.engine.running_state import FILE_NAME, RunningState, write_running_state
 from colossal_llama2.engine.session import Session
 from colossal_llama2.errors import InputError
@@ -96,10 +97,11 @@ def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path)
     Raises:
         InputError: it lacks weights that the model has.
     """
-    _refuse_missing_weights(session, checkpoint_dir / "modeling")
-    with session.saved_weights.in_place():
-        # Not strict: that would miss the second name of a tied weight, or trip over it, depending on the plugin.
-        session.booster.load_model(session.model, str(checkpoint_dir / "modeling"), strict=False)
+    if session.adapter is None:  # an adapter's numbers are in the model since before it was boosted
+        _refuse_missing_weights(session, checkpoint_dir / "modeling")
+        with session.saved_weights.in_place():
+            # Not strict: that would miss the second name of a tied weight, or trip over it, depending on the plugin.
+            session.booster.load_model(session.model, str(checkpoint_dir / "modeling"), strict=False)
     session.booster.load_optimizer(session.optimizer, str(checkpoint_dir / "optimizer"))
     session.booster.load_lr_scheduler(session.scheduler, str(checkpoint_dir / "lr_scheduler"))
     session.apply_settings()
@@ -139,6 +141,9 @@ def _begin(target: Path) -> Path:
 
 
 def _save_weights(session: Session, folder: Path) -> None:
+    if session.adapter is not None:
+        save_adapter(session, folder)
+        return
     if ranks.is_first():
         folder.mkdir(exist_ok=True)
     ranks.barrier()
@@ -150,6 +155,8 @@ def _save_weights(session: Session, folder: Path) -> None:
 
 def _complete_model_folder(session: Session, folder: Path, model_files_dir: Path, dtype: torch.dtype | None) -> None:
     """Add configuration and tokenizer to saved weights, cast them if asked, and state the dtype that is there."""
+    if session.adapter is not None:
+        return  # an adapter is saved with all that belongs to it
     weights = sorted(folder.glob("*.safetensors"))
     for path in weights:
         if dtype is not None or session.frozen_weights:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from colossal_llama2.engine import compat, ranks
+from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.master_weights import MasterWeights
 from colossal_llama2.engine.plugins import INITIAL_LOSS_SCALE, PluginSettings, build_plugin
 
@@ -67,6 +68,7 @@ class Session:
         from colossal_llama2.engine.adam import FusedAdamW
 
         self.settings = settings
+        self.adapter: Adapter | None = None  # set on a LoRA run, whose checkpoints then hold the adapter alone
         self.plugin = build_plugin(settings, model, accumulates)
         self.booster = Booster(plugin=self.plugin)
         optimizer = FusedAdamW(parameter_groups, lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps)

@@ -10,8 +10,10 @@ from colossal_llama2.engine.ranks import world_size
 from colossal_llama2.engine.running_state import FILE_NAME, RunIdentity, RunningState
 from colossal_llama2.engine.session import Session
 from colossal_llama2.errors import InputError
+from colossal_llama2.model.adapter_files import is_adapter
 
 MODELING = "modeling"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,12 @@ class StartingPoint:
     Attributes:
         weights_dir: model folder the weights come from.
         checkpoint_dir: checkpoint to resume in full, or None to start a new run from the weights.
+        adapter_dir: adapter to go on with, on the weights of `weights_dir`.
     """
 
     weights_dir: Path
     checkpoint_dir: Path | None
+    adapter_dir: Path | None = None
 
 
 def find_starting_point(pretrained: Path, load_checkpoint: str, save_dir: Path) -> StartingPoint:
@@ -83,11 +87,15 @@ def find_starting_point(pretrained: Path, load_checkpoint: str, save_dir: Path) 
         return StartingPoint(pretrained, None)
     path = latest_checkpoint(save_dir) if load_checkpoint == "latest" else Path(load_checkpoint)
     if (path / FILE_NAME).is_file():
+        if is_adapter(path / MODELING):
+            return StartingPoint(pretrained, path, path / MODELING)
         return StartingPoint(path / MODELING, path)
+    if is_adapter(path):
+        return StartingPoint(pretrained, None, path)
     if (path / "config.json").is_file():
         return StartingPoint(path, None)
     raise InputError(
-        "neither a checkpoint nor a model folder",
+        "neither a checkpoint nor a model folder nor an adapter",
         path=path,
         remedy="name an epoch-E_step-S folder to resume, its modeling folder for the weights alone, or `latest`",
     )
