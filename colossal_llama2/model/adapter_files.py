@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.expanding import write_json
-from colossal_llama2.model.lora import LoraPlan, trained_parameters
+from colossal_llama2.model.lora import LoraPlan, peft_key, trained_parameters
 from colossal_llama2.model.safetensors_stream import map_tensor, read_header
 from colossal_llama2.model.weights import find_weights, read_json
 from colossal_llama2.tokenizer.folder import copy_tokenizer_files
@@ -97,16 +98,18 @@ def check_continues(adapter_dir: Path, plan: LoraPlan, base_model_dir: Path) -> 
     Raises:
         InputError: naming what differs and the flags that fit.
     """
-    config = read_config(adapter_dir)
-    theirs = (int(config["r"]), int(config["lora_alpha"]), tuple(sorted(config["target_modules"] or ())))
-    if theirs != (plan.rank, plan.alpha, plan.targets):
+    config, stored = read_config(adapter_dir), stored_shapes(adapter_dir)
+    theirs, ours = _adapted(stored), _adapted(plan.shapes)
+    rank, alpha = int(config["r"]), int(config["lora_alpha"])
+    if (rank, alpha, theirs) != (plan.rank, plan.alpha, ours):
+        targets = ",".join(sorted({name.rpartition(".")[2] for name in theirs}))
         raise InputError(
-            f"has rank {theirs[0]}, alpha {theirs[1]} and targets {','.join(theirs[2])}, which this run has not",
+            f"has rank {rank}, alpha {alpha} and {len(theirs)} layers ({targets}); "
+            f"this run has rank {plan.rank}, alpha {plan.alpha} and {len(ours)} ({','.join(plan.targets)})",
             path=adapter_dir,
-            remedy=f"pass --lora_rank {theirs[0]} --lora_alpha {theirs[1]} --lora_targets {','.join(theirs[2])}, "
-            "or merge it with tools/merge_lora.py and start from the result",
+            remedy=f"pass --lora_rank {rank} --lora_alpha {alpha} --lora_targets {targets}, or merge it with "
+            "tools/merge_lora.py and start from the result",
         )
-    stored = stored_shapes(adapter_dir)
     missing, unknown = sorted(plan.shapes.keys() - stored.keys()), sorted(stored.keys() - plan.shapes.keys())
     if missing or unknown:
         what = f"lacks {len(missing)} tensors, {missing[0]}" if missing else f"holds {len(unknown)} more, {unknown[0]}"
@@ -121,6 +124,38 @@ def check_continues(adapter_dir: Path, plan: LoraPlan, base_model_dir: Path) -> 
                 remedy="pass the base that it was trained on as --pretrained",
             )
     check_base(adapter_dir, base_model_dir)
+
+
+def put_on(model: Any, adapter_dir: Path) -> Any:
+    """Put an adapter folder on a model that was loaded, by peft; return transformers' model with it inside.
+
+    Raises:
+        InputError: the adapter has a tensor that the model has no place for, or lacks one; peft would only warn.
+    """
+    from peft import PeftModel
+
+    read_config(adapter_dir)
+    stored = stored_shapes(adapter_dir)
+    try:
+        with_adapter = PeftModel.from_pretrained(model, str(adapter_dir))
+    except (ValueError, RuntimeError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"does not fit the model ({first_line})", path=adapter_dir) from None
+    places = {peft_key(name) for name in with_adapter.state_dict()}
+    lacking = {name for name in places if ".lora_" in name} - stored.keys()
+    wrong = sorted(lacking | (stored.keys() - places))
+    if wrong:
+        raise InputError(
+            f"does not fit the model: {len(wrong)} tensors, {wrong[0]} first",
+            path=adapter_dir / WEIGHTS_FILE,
+            remedy="give the base it was trained on",
+        )
+    return with_adapter.get_base_model()
+
+
+def _adapted(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Return the names of the layers that have an adapter."""
+    return {name.partition(".lora_")[0] for name in shapes if ".lora_" in name}
 
 
 def load_into(model: nn.Module, adapter_dir: Path) -> None:
@@ -139,6 +174,8 @@ def check_base(adapter_dir: Path, base_model_dir: Path) -> None:
         InputError: naming both.
     """
     path = adapter_dir / BASE_FILE
+    if not adapter_dir.is_dir():
+        raise InputError("no such folder", path=adapter_dir, remedy="give a folder saved by peft or train.py")
     if not path.is_file() or read_json(path).get("fingerprint") == weights_fingerprint(base_model_dir):
         return
     name = read_config(adapter_dir).get("base_model_name_or_path")

@@ -138,10 +138,15 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     Of a model that is spread over a pipeline these are the parameters that this rank holds.
     """
     return {
-        KEY_PREFIX + name.replace(f".{_ADAPTER}.", "."): parameter
+        KEY_PREFIX + peft_key(name): parameter
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def peft_key(name: str) -> str:
+    """Return a parameter's name without the adapter's, as peft saves it."""
+    return name.replace(f".{_ADAPTER}.", ".")
 
 
 def _is_target(name: str, targets: Sequence[str]) -> bool:

@@ -154,12 +154,13 @@ def build(
     if trained.lora is not None:
         session.adapter = Adapter.of(trained.lora, settings.model.pretrained)
         session.frozen_weights.clear()  # the base is not saved
+    per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
+    # everything that draws numbers is behind us: from here on the random state is dropout's, or the checkpoint's
     ranks.seed_dropout(settings.optimizer.seed, data_rank=ranks.rank())
     checkpoints = Checkpoints(
         session, settings.output.save_dir, settings.model.pretrained, identity, batches.rows_per_step
     )
     position = Position() if state is None else _resume(checkpoints, state, start)
-    per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     run = Run(
         session=session,
         batches=batches,
