@@ -54,6 +54,11 @@ class MasterWeights:
     def start_from(self, originals: Mapping[int, torch.Tensor]) -> None:
         """Set the masters to the weights as they were before the plugin cast them, by ``id(parameter)``."""
         with self.in_place():
+            if hasattr(self._model, "gemini_manager"):
+                known = self._model.name2param.items()  # every name of a tied weight: Gemini looks for one of them
+                wanted = {name: originals[id(p)] for name, p in known if p.requires_grad and id(p) in originals}
+                self._model.load_state_dict(wanted, strict=False)
+                return
             for parameter in self._model.unwrap().parameters():
                 if parameter.requires_grad and id(parameter) in originals:
                     parameter.data.copy_(originals[id(parameter)])

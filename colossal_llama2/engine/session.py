@@ -91,8 +91,8 @@ class Session:
         for name, buffer in model.named_buffers():
             buffer.data = buffers[name].to(buffer.device)
         self.saved_weights = MasterWeights(self.model, self.optimizer)
-        # Gemini makes its masters from the weights as they come; ZeRO from weights that are cast already.
-        if settings.plugin in ("zero2", "zero2_cpu") and any(p.requires_grad for p in rounded):
+        # Plugins make the masters from weights that they have cast already.
+        if any(p.requires_grad for p in rounded):
             self.saved_weights.start_from({id(p): data for p, data in rounded.items()})
         self._precision = _AutocastPrecision(self) if settings.plugin == "ddp" else _ZeroPrecision(self)
 
