@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -137,7 +138,9 @@ def put_on(model: Any, adapter_dir: Path) -> Any:
     read_config(adapter_dir)
     stored = stored_shapes(adapter_dir)
     try:
-        with_adapter = PeftModel.from_pretrained(model, str(adapter_dir))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are missing: refused below
+            with_adapter = PeftModel.from_pretrained(model, str(adapter_dir))
     except (ValueError, RuntimeError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"does not fit the model ({first_line})", path=adapter_dir) from None
