@@ -132,6 +132,7 @@ def _train_both(work: Path, steps: int) -> PairedLog:
         ParallelOptions,
         TrainSettings,
     )
+    from colossal_llama2.train.trained import plan_trained
 
     model_dir, corpus_dir = _inputs(work)
     settings = TrainSettings(
@@ -145,8 +146,10 @@ def _train_both(work: Path, steps: int) -> PairedLog:
     )
     start = pretrain.find_starting_point(model_dir, "", settings.output.save_dir)
     corpus = pretrain.open_inputs(settings, start)
+    trained = plan_trained(settings, start)
     ranks.launch(3)
-    run, position = pretrain.build(settings, start, corpus, pretrain._identity(settings, corpus), None)
+    identity = pretrain._identity(settings, corpus, trained)
+    run, position = pretrain.build(settings, start, trained, corpus, identity, None)
     run.session.scheduler.lr_lambdas[:] = [lambda step: 1.0] * len(run.session.scheduler.lr_lambdas)
     bare_model = load_for_training(model_dir, "fp32", use_flash_attn=False).train()
     log = PairedLog(run.log, BareLoop(bare_model, _endless(run.batches), 1e-3))

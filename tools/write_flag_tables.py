@@ -9,6 +9,7 @@ from colossal_llama2.chat.generate import GenerateSettings
 from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
 from colossal_llama2.flag_tables import flag_table
 from colossal_llama2.model import init_model
+from colossal_llama2.model.merge_lora import MergeSettings
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
 from colossal_llama2.train.settings import TrainSettings
@@ -19,6 +20,7 @@ COMMANDS = {
     "tools/init_model.py": init_model.Settings,
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
     "train.py": TrainSettings,
+    "tools/merge_lora.py": MergeSettings,
     "tools/generate.py": GenerateSettings,
     "tools/evaluate.py": EvaluateSettings,
 }

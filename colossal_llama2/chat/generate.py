@@ -31,6 +31,8 @@ class GenerateSettings:
     """UTF-8 file with the text to continue, taken as it stands, its last line ending included."""
     device: str = "auto"
     """Where to compute: auto, cpu, cuda, cuda:1 ..."""
+    adapter: Path | None = None
+    """LoRA adapter to put on the model, as train.py or peft saved it."""
     options: GenerationOptions = field(default_factory=GenerationOptions)
 
 
@@ -38,7 +40,7 @@ def main(settings: GenerateSettings) -> None:
     """Read the prompt, load the model, write the continuation; figures go to standard error."""
     check_options(settings.options)
     prompt = read_prompt(settings)
-    loaded = load_for_inference(settings.model, settings.device)
+    loaded = load_for_inference(settings.model, settings.device, settings.adapter)
     prompt_ids = encode_prompt(loaded, prompt)
     room = room_after(loaded, prompt_ids)
     if room < settings.options.max_new_tokens:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 
 from colossal_llama2.engine import ranks
+from colossal_llama2.engine.adapters import snapshot_adapter
 from colossal_llama2.engine.booster_files import booster_optimizer, booster_weights
 from colossal_llama2.engine.checkpoint_folders import checkpoint_name
 from colossal_llama2.engine.gathering import is_gemini
@@ -102,6 +103,9 @@ def _save_modeling(
     session: Session, save: PendingSave, folder: Path, model_files_dir: Path, dtype: torch.dtype | None
 ) -> None:
     """Write the model folder of a checkpoint (`dtype` None: as exact as it is) or of the finished model."""
+    if session.adapter is not None:
+        save.expected += snapshot_adapter(session, folder, save.writing)
+        return
     write = snapshot_weights if session.settings.plugin in _STREAMED_PLUGINS else booster_weights
     files, stored = write(session, folder, save.writing, dtype)
     save.expected += files
@@ -139,7 +143,8 @@ def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path)
                 path=checkpoint_dir / "optimizer" / name,
                 remedy="use another checkpoint, or pass its modeling folder to take the weights alone",
             )
-    _load_modeling(session, checkpoint_dir / "modeling")
+    if session.adapter is None:  # an adapter's numbers are in the model since before it was boosted
+        _load_modeling(session, checkpoint_dir / "modeling")
     left = _load_optimizer(session, checkpoint_dir / "optimizer")
     session.booster.load_lr_scheduler(session.scheduler, str(checkpoint_dir / "lr_scheduler"))
     session.apply_settings()

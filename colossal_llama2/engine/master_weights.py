@@ -90,7 +90,11 @@ class MasterWeights:
 
     @torch.no_grad()
     def start_from(self, originals: Mapping[str, torch.Tensor]) -> None:
-        """Set the masters to the weights as they were before the plugin cast them, by name and whole."""
+        """Set the masters to whole weights as they were before the plugin cast them, by every name they have."""
+        if hasattr(self._model, "gemini_manager"):
+            with self.in_place():
+                self._model.load_state_dict(dict(originals), strict=False)
+            return
         for prefix, module in boosted_module(self._model).named_modules():
             own = {name: p for name, p in module.named_parameters(prefix, recurse=False) if name in originals}
             storages = {name: parameter.data for name, parameter in own.items()}

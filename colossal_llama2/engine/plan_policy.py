@@ -119,6 +119,7 @@ class PlanPolicy(Policy):
             self._leave_out_other_stages(ranges)
         if self.shard_config.enable_tensor_parallelism:
             self._add_up_replicated_gradients()
+            self._number_rows()
         if self.shard_config.enable_sequence_parallelism:
             self._divide_sequence(chunks)
         outer: nn.Module = self.outer
@@ -141,6 +142,13 @@ class PlanPolicy(Policy):
             if self.styles.get(name) == REPLICATED:
                 for parameter in module.parameters():
                     parameter.register_hook(lambda gradient: _summed(gradient, group))
+
+    def _number_rows(self) -> None:
+        """Tell who looks after single rows of the vocabulary (`model.freezing.keep_base_rows`) which are here."""
+        rank = dist.get_rank(self.shard_config.tensor_parallel_process_group)
+        for module in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+            if isinstance(getattr(module, "weight", None), nn.Parameter):
+                module.weight.first_row = rank * len(module.weight)
 
     def _divide_sequence(self, chunks: list[list[Any]]) -> None:
         group = self.shard_config.sequence_parallel_process_group

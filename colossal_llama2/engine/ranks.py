@@ -38,6 +38,16 @@ def launch(seed: int, timeout_minutes: int = 30) -> None:
     torch.manual_seed(seed)
 
 
+def seed_dropout(seed: int, data_rank: int) -> None:
+    """Let ranks that see different data drop different activations; ranks that share a batch must draw alike.
+
+    Args:
+        seed: the run's.
+        data_rank: number of this rank among those with different data.
+    """
+    torch.manual_seed(seed + data_rank)
+
+
 def close() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

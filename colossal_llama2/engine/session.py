@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from colossal_llama2.engine import compat, ranks
+from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
 from colossal_llama2.engine.parallel_loss import cross_entropy_sum
 from colossal_llama2.engine.parallel_plan import check_model
@@ -75,6 +76,7 @@ class Session:
         from colossal_llama2.engine.adam import FusedAdamW
 
         self.settings = settings
+        self.adapter: Adapter | None = None  # set on a LoRA run, whose checkpoints then hold the adapter alone
         self.mesh = settings.mesh(ranks.rank(), ranks.world_size())
         if settings.plugin == "3d":
             check_model(settings, _without_adapters(model))
@@ -102,8 +104,8 @@ class Session:
         for name, buffer in model.named_buffers():
             buffer.data = buffers[name].to(buffer.device)
         self.saved_weights = MasterWeights(self.model, self.optimizer)
-        # Gemini makes its masters from the weights as they come; the others from weights that are cast already.
-        if settings.plugin in ("zero2", "zero2_cpu", "3d") and any(p.requires_grad for p in rounded):
+        # Plugins make the masters from weights that they have cast already.
+        if any(p.requires_grad for p in rounded):
             self.saved_weights.start_from({name: rounded[p] for name, p in names if p in rounded and p.requires_grad})
         self.cross_entropy_sum = self._choose_cross_entropy()
         self._precision = AutocastPrecision(self) if settings.plugin == "ddp" else MasterPrecision(self)

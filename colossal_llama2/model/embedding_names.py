@@ -20,11 +20,13 @@ class EmbeddingNames:
         inputs: the input embedding; None where a tied model stored the output head alone.
         output: the output head; None where it is tied and not stored.
         output_bias: the output head's bias, if it has one.
+        tied: every name that transformers has for a tied weight, stored or not; empty where nothing is tied.
     """
 
     inputs: str | None
     output: str | None
     output_bias: str | None
+    tied: frozenset[str] = frozenset()
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -42,15 +44,15 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     Raises:
         InputError: transformers does not know the model, or a tensor it must have is not stored.
     """
-    model = _build_without_memory(model_dir)
+    model = build_without_memory(model_dir)
     modules = {id(module): name for name, module in model.named_modules()}
     inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
     if inputs is None or output is None:
         raise InputError("a model without input embedding or output head", path=model_dir)
     tied = inputs.weight is output.weight
     prefix = f"{model.base_model_prefix}."
-    input_name = _as_stored(f"{modules[id(inputs)]}.weight", prefix, stored)
-    output_name = _as_stored(f"{modules[id(output)]}.weight", prefix, stored)
+    spelled = f"{modules[id(inputs)]}.weight", f"{modules[id(output)]}.weight"
+    input_name, output_name = (_as_stored(name, prefix, stored) for name in spelled)
     bias_name = None
     if getattr(output, "bias", None) is not None:
         bias_name = _as_stored(f"{modules[id(output)]}.bias", prefix, stored)
@@ -58,10 +60,15 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     if missing:
         what = "input embedding" if input_name is None else "output head"
         raise InputError(f"the {what} is not among the weights", path=model_dir, remedy="fetch the model again")
-    return EmbeddingNames(input_name, output_name, bias_name)
+    return EmbeddingNames(input_name, output_name, bias_name, frozenset(spelled if tied else ()))
 
 
-def _build_without_memory(model_dir: Path) -> Any:
+def build_without_memory(model_dir: Path) -> Any:
+    """Build a causal language model on torch's meta device: modules, names and shapes, no numbers.
+
+    Raises:
+        InputError: transformers does not know the model.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:

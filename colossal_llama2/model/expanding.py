@@ -46,18 +46,41 @@ def expand_weights(
     """
     ids = torch.from_numpy(extension.base_tokens.ids).long()
     offsets = torch.from_numpy(extension.base_tokens.offsets)
+
+    def expanded(tensor: OutgoingTensor, path: Path) -> OutgoingTensor:
+        if tensor.name not in names.all:
+            return tensor
+        return _expanded(tensor, weights.map(path, tensor.name), plan, ids, offsets)
+
+    rewrite_weights(weights, expanded, target, progress)
+
+
+def rewrite_weights(
+    weights: WeightFiles,
+    change: Callable[[OutgoingTensor, Path], OutgoingTensor],
+    target: Path,
+    progress: Progress,
+) -> None:
+    """Write every weight file into `target`, each tensor as `change` gives it back, and the index.
+
+    Args:
+        weights: the source's files; PyTorch's own are written as safetensors.
+        change: gets a tensor and the file it lies in; what it returns unchanged is copied byte for byte.
+        target: the folder.
+        progress: told of every block.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     weight_map: dict[str, str] = {}
     size = parameters = 0
     for path in weights.paths:
         outgoing, metadata = weights.outgoing(path)
-        for index, tensor in enumerate(outgoing):
-            if tensor.name in names.all:
-                base = weights.map(path, tensor.name)
-                outgoing[index] = _expanded(tensor, base, plan, ids, offsets)
-            outgoing[index] = _counted(outgoing[index], progress)
+        outgoing = [_counted(change(tensor, path), progress) for tensor in outgoing]
+        for tensor in outgoing:
             weight_map[tensor.name] = weights.target_name(path)
-            size += outgoing[index].num_bytes
-            parameters += prod(outgoing[index].shape)
+            size += tensor.num_bytes
+            parameters += prod(tensor.shape)
         write_tensors(target / weights.target_name(path), outgoing, metadata)
     if weights.index is not None:
         metadata_of_all = {**read_json(weights.index).get("metadata", {}), "total_size": size}

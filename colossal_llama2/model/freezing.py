@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import nn
 
 from colossal_llama2.errors import InputError
@@ -13,11 +16,43 @@ def freeze_all_but_embeddings(model: nn.Module) -> None:
     Raises:
         InputError: the model has no input embedding that transformers can name.
     """
-    kept = {id(p) for module in embedding_modules(model) for p in module.parameters()}
+    kept = {id(p) for p in embedding_parameters(model)}
     if not kept:
         raise InputError(f"{type(model).__name__} names no embeddings", remedy="leave out --freeze_non_embeds_params")
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in kept)
+
+
+def keep_base_rows(parameter: nn.Parameter, trained: range) -> None:
+    """Let no gradient but that of some rows reach a parameter with a row a token; to be called before it is boosted.
+
+    The other rows then stay as they are to the last bit, provided they do not decay: AdamW moves a weight whose moments
+    and gradient are zero by zero. The gradient norm counts the trained rows alone. A hook of the tensor runs before
+    those with which the plugins take its gradient away, so every plugin sees the same zeros.
+
+    The optimizer still holds moments for the whole matrix, and each backward pass makes a second gradient matrix for a
+    moment.
+
+    Args:
+        parameter: of shape (rows, ...). Who divides it later among tensor-parallel ranks leaves the number of the first
+            row that is held in its attribute `first_row`.
+        trained: the rows to train.
+    """
+    assert 0 <= trained.start <= trained.stop <= len(parameter)
+
+    def only_trained(gradient: torch.Tensor) -> torch.Tensor:
+        held_from = getattr(parameter, "first_row", 0)
+        first, end = (min(max(row - held_from, 0), len(gradient)) for row in (trained.start, trained.stop))
+        kept = torch.zeros_like(gradient)  # not a product with zero: an fp16 gradient that overflowed would be NaN
+        kept[first:end] = gradient[first:end]
+        return kept
+
+    parameter.register_hook(only_trained)
+
+
+def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of input embedding and output head, each once: all have one row a token."""
+    return list({id(p): p for module in embedding_modules(model) for p in module.parameters()}.values())
 
 
 def embedding_modules(model: nn.Module) -> list[nn.Module]:
@@ -27,7 +62,9 @@ def embedding_modules(model: nn.Module) -> list[nn.Module]:
     return [module for module in found if isinstance(module, nn.Module)]
 
 
-def decay_groups(model: nn.Module, weight_decay: float, decay_all: bool = False) -> list[dict[str, object]]:
+def decay_groups(
+    model: nn.Module, weight_decay: float, decay_all: bool = False, never: Iterable[nn.Parameter] = ()
+) -> list[dict[str, object]]:
     """Split the trainable parameters for the optimizer: matrices decay; norms, biases and embeddings do not.
 
     Rows of rare pieces receive a gradient now and then but would decay at every step; the same goes for a head tied to
@@ -37,6 +74,7 @@ def decay_groups(model: nn.Module, weight_decay: float, decay_all: bool = False)
         model: the model, frozen parameters marked by `requires_grad`.
         weight_decay: what the decaying group gets.
         decay_all: let every trainable parameter decay.
+        never: parameters that must not decay whatever they are.
 
     Returns:
         One or two groups, none of them empty, each parameter in exactly one.
@@ -44,10 +82,12 @@ def decay_groups(model: nn.Module, weight_decay: float, decay_all: bool = False)
     find_embedding = getattr(model, "get_input_embeddings", None)
     embedding = find_embedding() if callable(find_embedding) else None
     embedded = {id(p) for p in embedding.parameters()} if isinstance(embedding, nn.Module) else set()
+    exempt = {id(p) for p in never}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            groups[decay_all or (parameter.ndim > 1 and id(parameter) not in embedded)].append(parameter)
+            decays = decay_all or (parameter.ndim > 1 and id(parameter) not in embedded)
+            groups[decays and id(parameter) not in exempt].append(parameter)
     return [
         {"params": parameters, "weight_decay": weight_decay if decays else 0.0}
         for decays, parameters in groups.items()

@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
     plan = plan_rows(extension.num_base, extension.num_tokens, base_rows, settings.pad_to_multiple_of)
     with whole_directory(target, overwrite=True) as work:
         copy_tokenizer_files(tokenizer, work)
-        with _progress(weights) as progress:
+        with show_progress(weights) as progress:
             expand_weights(weights, names, extension, plan, work, progress)
         expand_config(source, tokenizer, plan.num_rows, work)
         (work / _SETTINGS_FILE).write_text(cli.as_yaml(settings), encoding="utf-8")
@@ -94,7 +94,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def _progress(weights: WeightFiles) -> Iterator[Progress]:
+def show_progress(weights: WeightFiles) -> Iterator[Progress]:
     """Show bytes written: a bar on a terminal, elsewhere a line every few gigabytes."""
     total = sum(path.stat().st_size for path in weights.paths)
     done = 0

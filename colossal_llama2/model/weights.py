@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,6 +61,13 @@ class WeightFiles:
         if self.is_safetensors:
             return map_tensor(next(tensor for tensor in read_header(path)[0] if tensor.name == name))
         return _load_bin(path)[name]
+
+    def mapped(self, path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the name of every tensor of one file and the tensor, mapped into memory."""
+        if self.is_safetensors:
+            yield from ((tensor.name, map_tensor(tensor)) for tensor in read_header(path)[0])
+        else:
+            yield from _load_bin(path).items()
 
     def outgoing(self, path: Path) -> tuple[list[OutgoingTensor], dict[str, str]]:
         """Return the tensors of one file, ready to be streamed into a safetensors file, and its metadata."""

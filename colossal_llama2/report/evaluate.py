@@ -13,6 +13,7 @@ from tqdm import tqdm
 from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import read_jsonl, string_field
+from colossal_llama2.model.adapter_files import check_base
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.inference import load_for_inference
 from colossal_llama2.outputs import refuse_existing, whole_file
@@ -27,6 +28,8 @@ class EvaluateSettings:
     """Model folders, their tokenizers inside."""
     data: tuple[Path, ...]
     """Files of pretraining records (source, target, category); a source is read but not scored."""
+    adapter: tuple[Path, ...] = ()
+    """LoRA adapters; each is scored on the one --model beside that model alone."""
     output: Path | None = None
     """File for the results as JSON."""
     max_length: int | None = None
@@ -38,6 +41,17 @@ class EvaluateSettings:
     """Replace an output that exists."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What is scored: a model, or a model with an adapter on it."""
+
+    model_dir: Path
+    adapter_dir: Path | None = None
+
+    def __str__(self) -> str:
+        return str(self.model_dir) if self.adapter_dir is None else f"{self.model_dir} + {self.adapter_dir}"
+
+
 def main(settings: EvaluateSettings) -> None:
     """Read the texts, score model by model and file by file, print the table."""
     if not settings.model or not settings.data:
@@ -46,34 +60,40 @@ def main(settings: EvaluateSettings) -> None:
         raise InputError(f"--max_length is {settings.max_length}", remedy="give at least 2")
     if settings.output is not None:
         refuse_existing(settings.output, settings.overwrite)
-    for model_dir in settings.model:
-        check_belongs(model_dir)  # before hours are spent on the models named before it
+    if settings.adapter and len(settings.model) != 1:
+        raise InputError("--adapter with several models", remedy="give the one --model that they were trained on")
+    candidates = [Candidate(model_dir) for model_dir in settings.model]
+    candidates += [Candidate(settings.model[0], adapter_dir) for adapter_dir in settings.adapter]
+    for candidate in candidates:  # before hours are spent on those named before it
+        check_belongs(candidate.model_dir)
+        if candidate.adapter_dir is not None:
+            check_base(candidate.adapter_dir, candidate.model_dir)
     texts = {path: read_texts(path) for path in settings.data}
-    scores: dict[Path, dict[Path, Score]] = {}
-    for model_dir in settings.model:
-        scores[model_dir] = score_model(model_dir, texts, settings)
+    scores: dict[Candidate, dict[Path, Score]] = {}
+    for candidate in candidates:
+        scores[candidate] = score_model(candidate, texts, settings)
     cli.say(table(scores))
     if settings.output is not None:
         write_results(settings, scores)
 
 
-def score_model(model_dir: Path, texts: dict[Path, list[Text]], settings: EvaluateSettings) -> dict[Path, Score]:
+def score_model(candidate: Candidate, texts: dict[Path, list[Text]], settings: EvaluateSettings) -> dict[Path, Score]:
     """Score every file with one model.
 
     Raises:
         InputError: the model cannot be loaded, or its context is shorter than what was asked for.
     """
-    loaded = load_for_inference(model_dir, settings.device)
+    loaded = load_for_inference(candidate.model_dir, settings.device, candidate.adapter_dir)
     window = settings.max_length or loaded.context_length
     if window > loaded.context_length:
         raise InputError(
             f"--max_length is {window} and the model's context {loaded.context_length} tokens",
-            path=model_dir,
+            path=candidate.model_dir,
             remedy=f"give at most {loaded.context_length}",
         )
     scores = {}
     for path, of_file in texts.items():
-        description = f"{model_dir.name} {path.name}"
+        description = f"{(candidate.adapter_dir or candidate.model_dir).name} {path.name}"
         with tqdm(desc=description, unit=" tokens", disable=not sys.stderr.isatty(), leave=False) as bar:
             scores[path] = evaluate(
                 loaded.model, loaded.encoder, of_file, loaded.document_start, window, progress=bar.update
@@ -101,12 +121,12 @@ def read_texts(path: Path) -> list[Text]:
     return texts
 
 
-def table(scores: dict[Path, dict[Path, Score]]) -> str:
+def table(scores: dict[Candidate, dict[Path, Score]]) -> str:
     """Lay the scores out as lines of text, a line for each model and file."""
     header = ("model", "file", "documents", "characters", "tokens", "tokens/char", "scored bytes", "bits/byte")
     lines = [
         (
-            str(model_dir),
+            str(candidate),
             path.name,
             f"{score.documents:,}",
             f"{score.characters:,}",
@@ -115,7 +135,7 @@ def table(scores: dict[Path, dict[Path, Score]]) -> str:
             f"{score.scored_bytes:,}",
             f"{score.bits_per_byte:.4f}",
         )
-        for model_dir, of_model in scores.items()
+        for candidate, of_model in scores.items()
         for path, score in of_model.items()
     ]
     return align_columns([header, *lines])
@@ -135,18 +155,19 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def write_results(settings: EvaluateSettings, scores: dict[Path, dict[Path, Score]]) -> None:
+def write_results(settings: EvaluateSettings, scores: dict[Candidate, dict[Path, Score]]) -> None:
     """Write the scores and the settings they were measured with as one JSON file."""
     assert settings.output is not None
     lines = [
         {
-            "model": str(model_dir),
+            "model": str(candidate.model_dir),
+            "adapter": None if candidate.adapter_dir is None else str(candidate.adapter_dir),
             "file": str(path),
             **asdict(score),
             "bits_per_byte": score.bits_per_byte,
             "tokens_per_character": score.tokens_per_character,
         }
-        for model_dir, of_model in scores.items()
+        for candidate, of_model in scores.items()
         for path, score in of_model.items()
     ]
     results = {"max_length": settings.max_length, "scores": lines}

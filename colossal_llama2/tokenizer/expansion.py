@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.compression_rate import CompressionRate
+from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 from colossal_llama2.tokenizer.piece_list import SortedPieces
 from colossal_llama2.tokenizer.reachability import UnreachablePiece
 
@@ -90,6 +92,26 @@ class Expansion:
             "repeated": list(pieces.repeated),
             "existing": list(pieces.existing),
         }
+
+
+def new_tokens(tokenizer_dir: Path) -> range:
+    """Return the ids that an expansion added to a tokenizer; the same folder may hold a model.
+
+    Raises:
+        InputError: the folder holds no account of an expansion, or nothing was added.
+    """
+    path = tokenizer_dir / EXPANSION_FILE
+    remedy = "expand the tokenizer with tools/init_tokenizer.py and the model with tools/init_model.py"
+    if not path.is_file():
+        raise InputError(f"has no new tokens (no {EXPANSION_FILE})", path=tokenizer_dir, remedy=remedy)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ids = range(int(content["base_tokens"]), int(content["num_tokens"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"cannot be read ({error})", path=path, remedy=remedy) from None
+    if not ids:
+        raise InputError("the expansion added no token", path=path, remedy=remedy)
+    return ids
 
 
 def _refusal(piece: Any) -> str:

@@ -15,8 +15,10 @@ from colossal_llama2.engine.ranks import barrier, is_first, world_size
 from colossal_llama2.engine.running_state import FILE_NAME, RunIdentity, RunningState, describe_changes
 from colossal_llama2.engine.session import Session
 from colossal_llama2.errors import InputError
+from colossal_llama2.model.adapter_files import is_adapter
 
 MODELING = "modeling"
+ADAPTER = "adapter"
 MAX_CONSECUTIVE_FAILURES = 3
 """A disk that is full now may be freed before the next interval; a run that can save no more is not worth going on."""
 
@@ -147,13 +149,13 @@ class Checkpoints:
         barrier()
 
     def save_model(self, dtype: torch.dtype) -> Path:
-        """Write the finished model in `dtype`, once the last checkpoint is whole; return its folder.
+        """Write the finished model in `dtype`, or the adapter, once the last checkpoint is whole; return its folder.
 
         Raises:
             InputError: it could not be written.
         """
         self.complete()
-        target = self.policy.save_dir / MODELING
+        target = self.policy.save_dir / (MODELING if self.session.adapter is None else ADAPTER)
         try:
             save_model(self.session, target, self.policy.model_files_dir, dtype)
         except SaveError as error:
@@ -201,10 +203,12 @@ class StartingPoint:
     Attributes:
         weights_dir: model folder the weights come from.
         checkpoint_dir: checkpoint to resume in full, or None to start a new run from the weights.
+        adapter_dir: adapter to go on with, on the weights of `weights_dir`.
     """
 
     weights_dir: Path
     checkpoint_dir: Path | None
+    adapter_dir: Path | None = None
 
 
 def find_starting_point(pretrained: Path, load_checkpoint: str, save_dir: Path) -> StartingPoint:
@@ -217,11 +221,15 @@ def find_starting_point(pretrained: Path, load_checkpoint: str, save_dir: Path) 
         return StartingPoint(pretrained, None)
     path = latest_checkpoint(save_dir) if load_checkpoint == "latest" else Path(load_checkpoint)
     if (path / FILE_NAME).is_file():
+        if is_adapter(path / MODELING):
+            return StartingPoint(pretrained, path, path / MODELING)
         return StartingPoint(path / MODELING, path)
+    if is_adapter(path):
+        return StartingPoint(pretrained, None, path)
     if (path / "config.json").is_file():
         return StartingPoint(path, None)
     raise InputError(
-        "neither a checkpoint nor a model folder",
+        "neither a checkpoint nor a model folder nor an adapter",
         path=path,
         remedy="name an epoch-E_step-S folder to resume, its modeling folder for the weights alone, or `latest`",
     )

@@ -18,7 +18,7 @@ from colossal_llama2.engine.checkpoint_folders import (
 )
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_file
-from colossal_llama2.train.checkpoints import MODELING, StartingPoint
+from colossal_llama2.train.checkpoints import ADAPTER, MODELING, StartingPoint
 from colossal_llama2.train.run_log import METRICS_FILE
 from colossal_llama2.train.settings import TrainSettings
 
@@ -48,7 +48,9 @@ def check_folders(settings: TrainSettings, start: StartingPoint) -> None:
             path=former[0].parent,
             remedy="resume it with --load_checkpoint latest, choose another folder, or pass --overwrite",
         )
-    for source in (settings.model.pretrained, start.weights_dir, *settings.data.dataset):
+    for source in filter(
+        None, (settings.model.pretrained, start.weights_dir, start.adapter_dir, *settings.data.dataset)
+    ):
         for path in former:
             if source.resolve().is_relative_to(path.resolve()):
                 raise InputError(
@@ -121,9 +123,9 @@ def _former_run(settings: TrainSettings, start: StartingPoint) -> Iterator[Path]
     """
     save_dir, run_dir = settings.output.save_dir, settings.run_dir
     yield from whole_checkpoints(save_dir)
-    model = save_dir / MODELING
-    if model.exists() or model.is_symlink():
-        yield model
+    for model in (save_dir / MODELING, save_dir / ADAPTER):
+        if model.exists() or model.is_symlink():
+            yield model
     if start.checkpoint_dir is None and (run_dir / METRICS_FILE).exists():
         yield run_dir / METRICS_FILE
         yield from run_dir.glob("events.out.tfevents.*")

@@ -11,12 +11,14 @@ from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
+from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
-from colossal_llama2.model.freezing import decay_groups, describe_trained, freeze_all_but_embeddings
+from colossal_llama2.model.freezing import decay_groups, describe_trained
+from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import (
     check_same_shape,
     choose_attention,
@@ -24,8 +26,10 @@ from colossal_llama2.model.pretrained import (
     recompute_activations,
     stored_dtype,
 )
+from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import (
+    MODELING,
     Checkpoints,
     Position,
     SavePolicy,
@@ -39,6 +43,7 @@ from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.settings import TrainSettings, check_settings
 from colossal_llama2.train.stopping import EXIT_STOPPED, StopRequest
+from colossal_llama2.train.trained import Trained, check_adapter, mark_trained, plan_trained
 
 
 def main(settings: TrainSettings) -> int:
@@ -46,8 +51,10 @@ def main(settings: TrainSettings) -> int:
     check_settings(settings)
     start = find_starting_point(settings.model.pretrained, settings.model.load_checkpoint, settings.output.save_dir)
     corpus = open_inputs(settings, start)
-    identity = _identity(settings, corpus)
+    trained = plan_trained(settings, start)
+    identity = _identity(settings, corpus, trained)
     state = _checked_state(settings, start, identity)
+    check_adapter(trained, settings, start)
     dtype = stored_dtype(settings.model.pretrained)  # now: a mistake in it must not cost a run
 
     ranks.launch(settings.optimizer.seed)
@@ -55,7 +62,7 @@ def main(settings: TrainSettings) -> int:
         if ranks.is_first():
             prepare_folders(settings, start)
         ranks.barrier()
-        run, position = build(settings, start, corpus, identity, state)
+        run, position = build(settings, start, trained, corpus, identity, state)
         return _train_and_save(settings, run, position, dtype)
     finally:
         ranks.close()
@@ -66,7 +73,7 @@ def _train_and_save(settings: TrainSettings, run: Run, position: Position, dtype
     try:
         position, complete = train(run, position)
         if complete:  # a SIGTERM from here on waits: the model is as far as the run was to go
-            cli.say(f"model saved to {run.checkpoints.save_model(dtype)}")
+            _save_finished(settings, run, dtype)
             return 0
     finally:
         run.stop.close()
@@ -74,6 +81,21 @@ def _train_and_save(settings: TrainSettings, run: Run, position: Position, dtype
             run.log.close()
     cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
     return EXIT_STOPPED
+
+
+def _save_finished(settings: TrainSettings, run: Run, dtype: torch.dtype) -> None:
+    saved = run.checkpoints.save_model(dtype)
+    if run.session.adapter is None:
+        cli.say(f"model saved to {saved}")
+        return
+    cli.say(f"adapter saved to {saved}")
+    if settings.lora.lora_merge:
+        model = settings.output.save_dir / MODELING
+        if ranks.is_first():
+            with whole_directory(model, overwrite=True) as work:
+                merge_adapter(settings.model.pretrained, saved, work)
+        ranks.barrier()
+        cli.say(f"merged model saved to {model}")
 
 
 def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus:
@@ -112,28 +134,33 @@ def open_inputs(settings: TrainSettings, start: StartingPoint) -> PreparedCorpus
 def build(
     settings: TrainSettings,
     start: StartingPoint,
+    trained: Trained,
     corpus: PreparedCorpus,
     identity: RunIdentity,
     state: RunningState | None,
 ) -> tuple[Run, Position]:
     """Load the model, boost it, and put a checkpoint's state into it if there is one."""
     model = load_for_training(start.weights_dir, settings.parallel.mixed_precision, settings.model.use_flash_attn)
-    if settings.model.freeze_non_embeds_params:
-        freeze_all_but_embeddings(model)
+    undecayed = mark_trained(model, trained, start, settings.optimizer.seed)
     if settings.model.use_grad_checkpoint:
         recompute_activations(model)
     flops = step_flops(model)
-    cli.say(f"trained: {describe_trained(model)}")
+    cli.say(f"trained: {trained.name}; {describe_trained(model)}")
     batches = GlobalBatches(corpus, _loader_settings(settings, corpus))
     total_steps = _total_steps(settings, batches, state)
-    session = _boost(settings, model, total_steps)
+    session = _boost(settings, model, total_steps, undecayed)
+    if trained.lora is not None:
+        session.adapter = Adapter.of(trained.lora, settings.model.pretrained)
+        session.frozen_weights.clear()  # the base is not saved
     output = settings.output
     policy = SavePolicy(output.save_dir, settings.model.pretrained, output.keep_checkpoints, output.async_save)
     checkpoints = Checkpoints(session, policy, identity, batches.rows_per_step)
+    per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
+    # everything that draws numbers is behind us: from here on the random state is dropout's, or the checkpoint's
+    ranks.seed_dropout(settings.optimizer.seed, data_rank=session.mesh.data_rank)
     position = Position()
     if state is not None and start.checkpoint_dir is not None:
         position = checkpoints.resume(state, start.checkpoint_dir)
-    per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     run = Run(
         session=session,
         batches=batches,
@@ -178,26 +205,25 @@ def _total_steps(settings: TrainSettings, batches: GlobalBatches, state: Running
     return min(steps, settings.data.max_steps or steps)
 
 
-def _boost(settings: TrainSettings, model: nn.Module, total_steps: int) -> Session:
+def _boost(settings: TrainSettings, model: nn.Module, total_steps: int, undecayed: list[nn.Parameter]) -> Session:
     options = settings.optimizer
     warmup = default_warmup_steps(total_steps) if options.warmup_steps is None else options.warmup_steps
     return Session(
         settings.plugin_settings,
         model,
-        decay_groups(model, options.weight_decay, options.decay_all_params),
+        decay_groups(model, options.weight_decay, options.decay_all_params, never=undecayed),
         AdamSettings(options.lr, options.adam_beta1, options.adam_beta2, options.adam_eps),
         partial(cosine_multiplier, total_steps=total_steps, warmup_steps=warmup),
         accumulates=settings.data.accumulation_steps > 1,
     )
 
 
-def _identity(settings: TrainSettings, corpus: PreparedCorpus) -> RunIdentity:
-    trained = "embeddings" if settings.model.freeze_non_embeds_params else "everything"
+def _identity(settings: TrainSettings, corpus: PreparedCorpus, trained: Trained) -> RunIdentity:
     return RunIdentity(
         tokenizer_fingerprint=corpus.tokenizer_fingerprint,
         corpus_fingerprint=corpus.fingerprint,
         # with --decay_all_params the optimizer numbers its parameters in another order
-        trained_parameters=f"{trained}, all decaying" if settings.optimizer.decay_all_params else trained,
+        trained_parameters=f"{trained.name}, all decaying" if settings.optimizer.decay_all_params else trained.name,
         seed=settings.optimizer.seed,
     )
 

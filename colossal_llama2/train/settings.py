@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -20,14 +20,41 @@ class ModelOptions:
     pretrained: Path
     """Model folder to start from, its tokenizer inside."""
     load_checkpoint: str = ""
-    """Checkpoint folder to resume in full, its `modeling` folder to take weights alone (the next stage), or `latest`
-    for the newest whole checkpoint in --save_dir."""
+    """Checkpoint folder to resume in full, its `modeling` folder to take weights alone (the next stage), a finished
+    `adapter` folder to go on with it, or `latest` for the newest whole checkpoint in --save_dir."""
     freeze_non_embeds_params: bool = False
     """Train the input embedding and the output head alone: the stage that settles new rows."""
+    train_new_rows_only: bool = False
+    """Train only the rows that the vocabulary was expanded by, in embedding and head: all other rows stay as they are
+    to the last bit, and so does every other weight. With --lora_rank the adapter learns as well."""
     use_grad_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     use_flash_attn: bool = False
     """Use variable-length FlashAttention where it can run (CUDA, fp16 or bf16); the log says what was taken."""
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Training small matrices beside a frozen model."""
+
+    lora_rank: int = 0
+    """Rank of the LoRA adapters; 0 trains the model itself."""
+    lora_alpha: int | None = None
+    """Adapters are scaled by alpha / rank (default: twice the rank)."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs dropped in training."""
+    lora_targets: str = ""
+    """Linear layers that get an adapter, comma-separated: q_proj,v_proj (default: all but the output head)."""
+    lora_train_embeddings: Literal["auto", "yes", "no"] = "auto"
+    """Train input embedding and output head in full beside the adapters; auto does so where the vocabulary of
+    --pretrained was expanded (it holds an expansion.json)."""
+    lora_merge: bool = False
+    """Also write the finished model with the adapter merged, as SAVE_DIR/modeling."""
+
+    @property
+    def alpha(self) -> int:
+        """Alpha as given, or twice the rank."""
+        return 2 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
 @dataclass(frozen=True)
@@ -103,7 +130,7 @@ class OutputOptions:
     """What is written where."""
 
     save_dir: Path
-    """Folder of the checkpoints and, at the end, of the finished model (`modeling`)."""
+    """Folder of the checkpoints and, at the end, of the finished model (`modeling`) or adapter (`adapter`)."""
     tensorboard_dir: Path | None = None
     """Folder of metrics.jsonl and the TensorBoard events (default: SAVE_DIR/run)."""
     config_file: Path | None = None
@@ -131,6 +158,7 @@ class TrainSettings:
     model: ModelOptions
     data: DataOptions
     output: OutputOptions
+    lora: LoraOptions = field(default_factory=LoraOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     parallel: ParallelOptions = field(default_factory=ParallelOptions)
 
@@ -190,6 +218,38 @@ def check_settings(settings: TrainSettings) -> None:
         raise InputError("--dataset names no folder", remedy="give at least one prepared corpus")
     check_plugin(settings.plugin_settings)
     _check_pipeline(data.accumulation_steps, settings.parallel)
+    _check_trained(settings)
+
+
+def _check_trained(settings: TrainSettings) -> None:
+    model, lora, plugin = settings.model, settings.lora, settings.parallel.plugin
+    if model.train_new_rows_only and settings.optimizer.decay_all_params:
+        raise InputError(
+            "--decay_all_params would pull at the rows that --train_new_rows_only keeps", remedy="leave one out"
+        )
+    if lora.lora_rank == 0:
+        unused = [f.name for f in fields(LoraOptions) if getattr(lora, f.name) != f.default]
+        if unused:
+            raise InputError(f"--{unused[0]} without --lora_rank", remedy="pass --lora_rank 16, say, or leave it out")
+        return
+    if plugin in ("gemini", "gemini_auto"):
+        raise InputError(
+            f"--lora_rank with --plugin {plugin}: ColossalAI's Gemini does not support LoRA",
+            remedy="pass --plugin zero2, or zero2_cpu to keep what the optimizer holds in host memory",
+        )
+    if model.freeze_non_embeds_params:
+        raise InputError(
+            "--lora_rank with --freeze_non_embeds_params, which would freeze the adapter",
+            remedy="leave one out; embeddings learn beside an adapter with --lora_train_embeddings yes",
+        )
+    if model.train_new_rows_only and lora.lora_train_embeddings == "no":
+        raise InputError("--train_new_rows_only with --lora_train_embeddings no", remedy="leave one out")
+    if lora.lora_rank < 0 or lora.alpha < 1:
+        raise InputError(
+            f"--lora_rank {lora.lora_rank} with --lora_alpha {lora.alpha}", remedy="give numbers of 1 or more"
+        )
+    if not 0 <= lora.lora_dropout < 1:
+        raise InputError(f"--lora_dropout is {lora.lora_dropout}", remedy="give a number from 0 to below 1")
 
 
 def _check_pipeline(accumulation_steps: int, parallel: ParallelOptions) -> None:

@@ -41,6 +41,36 @@ WORDS = (
 def corpus_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Path:
     """Give a prepared corpus: 64 rows of up to 48 tokens in 3 buckets, short and long documents, some with a source."""
     work = tmp_path_factory.mktemp("corpus")
+    prepare_corpus(work, llama_tokenizer_dir)
+    return work / "arrow"
+
+
+@pytest.fixture(scope="session")
+def expanded(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Callable[..., tuple[Path, Path]]:
+    """Give a function that returns a tiny model whose vocabulary was expanded, and a corpus for it; each made once."""
+    from functools import cache
+
+    from colossal_llama2.model import init_model
+    from colossal_llama2.tokenizer import init_tokenizer
+
+    work = tmp_path_factory.mktemp("expanded")
+    pieces = ["今天", "天气", "很好", "我们", "学习", "语言", "▁quickbrown", "foxjumps"]
+    (work / "pieces.jsonl").write_text("".join(json.dumps({"piece": piece}) + "\n" for piece in pieces))
+    init_tokenizer.main(init_tokenizer.Settings(tiny_model_dir, work / "tokenizer", work / "pieces.jsonl"))
+    prepare_corpus(work, work / "tokenizer")
+
+    @cache
+    def made(dtype: str = "float32", tied: bool = False) -> tuple[Path, Path]:
+        base, target = work / f"base-{dtype}-{tied}", work / f"model-{dtype}-{tied}"
+        save_tiny_model(base, tiny_model_dir, dtype, tied)
+        init_model.main(init_model.Settings(base, work / "tokenizer", target))
+        return target, work / "arrow"
+
+    return made
+
+
+def prepare_corpus(work: Path, tokenizer_dir: Path) -> None:
+    """Prepare the corpus as `work`/arrow."""
     draw = random.Random(0)
     records = []
     for index in range(160):
@@ -50,7 +80,7 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Pa
     (work / "in.jsonl").write_text("\n".join(json.dumps(record) for record in records))
     settings = PrepareSettings(
         data_input_dirs=str(work / "in.jsonl"),
-        tokenizer_dir=llama_tokenizer_dir,
+        tokenizer_dir=tokenizer_dir,
         data_cache_dir=work / "cache",
         data_jsonl_output_dir=work / "jsonl",
         data_arrow_output_dir=work / "arrow",
@@ -59,7 +89,22 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Pa
         num_workers=1,
     )
     prepare(settings)
-    return work / "arrow"
+
+
+def save_tiny_model(folder: Path, like: Path, dtype: str, tied: bool) -> None:
+    """Save the tiny Llama anew, in another dtype and tied if asked."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(like)
+    config.tie_word_embeddings = tied
+    AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    for path in like.iterdir():
+        if not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
 
 
 @pytest.fixture(scope="session")
@@ -159,8 +204,10 @@ def warm_ranks() -> Iterator[Any]:
 def train_on(tiny_model_dir: Path, corpus_dir: Path, warm_ranks: Any) -> Callable[..., TrainRun]:
     """Give a function that trains on a number of ranks and returns what came of it; `model_dir` is the tiny Llama."""
 
-    def run(ranks: int, save_dir: Path, *flags: object, model_dir: Path = tiny_model_dir) -> TrainRun:
-        done = warm_ranks.run(ranks, spell_flags(model_dir, corpus_dir, save_dir, flags))
+    def run(
+        ranks: int, save_dir: Path, *flags: object, model_dir: Path = tiny_model_dir, corpus: Path = corpus_dir
+    ) -> TrainRun:
+        done = warm_ranks.run(ranks, spell_flags(model_dir, corpus, save_dir, flags))
         return TrainRun(done.code, done.output, save_dir)
 
     return run
