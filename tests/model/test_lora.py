@@ -62,7 +62,7 @@ def test_an_adapter_changes_nothing_at_first_and_is_all_that_is_trained(
 def test_the_same_seed_draws_the_same_adapter_whatever_was_drawn_before(make_model: Callable[..., Path]) -> None:
     folder = make_model()
     plan = plan_lora(folder, 4, 8, 0.0, [], embeddings=False)
-    drawn = []
+    drawn: list[torch.Tensor] = []
     for seed in (5, 5, 6):
         torch.rand(len(drawn) + 1)
         model = loaded(folder)

@@ -155,7 +155,7 @@ def test_flags_that_differ_from_an_adapter_are_answered_with_those_that_fit(
         plan = plan_lora(base, rank, alpha, 0.0, targets, embeddings=False)
         with pytest.raises(InputError, match="pass --lora_rank 3 --lora_alpha 12 --lora_targets down_proj,gate_proj"):
             check_continues(tmp_path / "adapter", plan, base)
-    with pytest.raises(InputError, match="lacks 2 tensors.*--lora_train_embeddings no"):
+    with pytest.raises(InputError, match=r"lacks 2 tensors.*--lora_train_embeddings no"):
         check_continues(tmp_path / "adapter", plan_lora(base, 3, 12, 0.0, [], embeddings=True), base)
 
 
