@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,18 @@ class Adapter:
     def of(cls, plan: LoraPlan, base_model_dir: Path) -> Adapter:
         """Describe an adapter on a base."""
         return cls(plan, base_model_dir, weights_fingerprint(base_model_dir))
+
+
+def attach_adapter(session: Session, adapter: Adapter) -> None:
+    """Tell a boosted session that it trains an adapter; its checkpoints hold that alone from now on.
+
+    What boosting left with the ranks must together be what was planned: found out now, not at the first checkpoint.
+    """
+    session.adapter = adapter
+    own = {name: tuple(p.shape) for name, p in trained_parameters(session.model.unwrap()).items()}
+    of_ranks: list[dict[str, tuple[int, ...]]] = [{} for _ in range(ranks.world_size())]
+    dist.all_gather_object(of_ranks, own)
+    _refuse_difference({name: shape for shapes in of_ranks for name, shape in shapes.items()}, adapter)
 
 
 def save_adapter(session: Session, folder: Path) -> None:
@@ -79,17 +92,21 @@ def _own_share(session: Session) -> dict[str, torch.Tensor]:
 def _join_shares(folder: Path, adapter: Adapter) -> None:
     paths = [path for rank in range(ranks.world_size()) if (path := _share(folder, rank)).is_file()]
     joined = {name: tensor for path in paths for name, tensor in load_file(path).items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in joined.items()}
-    wrong = sorted(name for name, shape in adapter.plan.shapes.items() if shapes.get(name) != shape)
-    if wrong or shapes.keys() != adapter.plan.shapes.keys():
-        raise RuntimeError(
-            f"the ranks hold {len(shapes)} of the adapter's {len(adapter.plan.shapes)} tensors; "
-            f"missing or of another shape: {', '.join(wrong[:4])}"
-        )
+    _refuse_difference({name: tuple(tensor.shape) for name, tensor in joined.items()}, adapter)
     save_file({name: joined[name] for name in adapter.plan.shapes}, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     (folder / WEIGHTS_FILE).chmod(folder.stat().st_mode & 0o666)  # safetensors lets only the owner read
     for path in paths:
         path.unlink()
+
+
+def _refuse_difference(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> None:
+    planned = adapter.plan.shapes
+    if shapes != planned:
+        wrong = sorted(name for name in {*shapes, *planned} if shapes.get(name) != planned.get(name))
+        raise RuntimeError(
+            f"the ranks hold {len(shapes)} of the adapter's {len(planned)} tensors; "
+            f"missing, unknown or of another shape: {', '.join(wrong[:4])}"
+        )
 
 
 def _share(folder: Path, rank: int) -> Path:

@@ -11,7 +11,7 @@ from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.adapters import Adapter
+from colossal_llama2.engine.adapters import Adapter, attach_adapter
 from colossal_llama2.engine.checkpoint import load_checkpoint, save_model
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
@@ -92,11 +92,9 @@ def _save_finished(settings: TrainSettings, session: Session, dtype: torch.dtype
     adapter = settings.output.save_dir / ADAPTER
     save_model(session, adapter, pretrained, dtype)
     cli.say(f"adapter saved to {adapter}")
-    if settings.lora.lora_merge:
-        if ranks.is_first():
-            with whole_directory(model, overwrite=True) as work:
-                merge_adapter(pretrained, adapter, work)
-        ranks.barrier()
+    if settings.lora.lora_merge and ranks.is_first():  # the others need not wait, and would only for half an hour
+        with whole_directory(model, overwrite=True) as work:
+            merge_adapter(pretrained, adapter, work)
         cli.say(f"merged model saved to {model}")
 
 
@@ -152,7 +150,7 @@ def build(
     total_steps = _total_steps(settings, batches, state)
     session = _boost(settings, model, total_steps, undecayed)
     if trained.lora is not None:
-        session.adapter = Adapter.of(trained.lora, settings.model.pretrained)
+        attach_adapter(session, Adapter.of(trained.lora, settings.model.pretrained))
         session.frozen_weights.clear()  # the base is not saved
     per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     # everything that draws numbers is behind us: from here on the random state is dropout's, or the checkpoint's

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from colossal_llama2.engine import adapters
-from colossal_llama2.engine.adapters import Adapter, save_adapter
+from colossal_llama2.engine.adapters import Adapter, attach_adapter, save_adapter
 from colossal_llama2.model.adapter_files import BASE_FILE, CONFIG_FILE, WEIGHTS_FILE
 from colossal_llama2.model.lora import LoraPlan
 
@@ -92,6 +92,25 @@ def test_every_stage_s_masters_arrive(save: Any) -> None:
 
 @pytest.mark.parametrize("stages", [[FIRST], [FIRST, {}], [FIRST, {**LAST, **SHARED}]])
 def test_one_tensor_too_few_or_too_many_and_nothing_is_saved(save: Any, tmp_path: Path, stages: list[Stage]) -> None:
-    with pytest.raises(RuntimeError, match="of the adapter's 4 tensors"):
+    with pytest.raises(RuntimeError, match="of the adapter's 4 tensors; missing, unknown or of another shape"):
         save(stages, {**FIRST, **LAST})
     assert not (tmp_path / "adapter" / WEIGHTS_FILE).exists()
+
+
+def test_what_boosting_lost_is_noticed_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shapes = {f"base_model.model.{n.replace('.default.', '.')}": tuple(t.shape) for n, t in {**FIRST, **LAST}.items()}
+    plan = LoraPlan(2, 4, 0.0, ("q_proj",), False, shapes)
+    monkeypatch.setattr(adapters.ranks, "world_size", lambda: 2)
+    session = session_of(FIRST, plan, tmp_path)
+    others = {name: shape for name, shape in shapes.items() if "layers.1" in name}
+    for theirs, complaint in ((others, None), ({}, "2 of the adapter's 4"), ({**others, "x": (1,)}, "5 of")):
+        monkeypatch.setattr(
+            adapters.dist,
+            "all_gather_object",
+            lambda out, held, theirs=theirs: out.__setitem__(slice(None), [held, theirs]),
+        )
+        if complaint is None:
+            attach_adapter(session, session.adapter)
+            continue
+        with pytest.raises(RuntimeError, match=complaint):
+            attach_adapter(session, session.adapter)
