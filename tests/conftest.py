@@ -130,3 +130,18 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir
     for path in llama_tokenizer_dir.iterdir():
         shutil.copyfile(path, folder / path.name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """Give an adapter that peft made on the tiny model: rank 4, alpha 8, every linear layer, random numbers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(7)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    folder = tmp_path_factory.mktemp("adapter")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32), config)
+    model.save_pretrained(folder)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,23 @@ class Adapter:
         return cls(plan, base_model_dir, weights_fingerprint(base_model_dir))
 
 
+def attach_adapter(session: Session, adapter: Adapter) -> None:
+    """Tell a boosted session that it trains an adapter; its checkpoints hold that alone from now on.
+
+    What boosting left with the ranks must together be what was planned: found out now, not at the first checkpoint.
+
+    Raises:
+        RuntimeError: on every rank, when it is not.
+    """
+    session.adapter = adapter
+    held = [name for name, p in boosted_module(session.model).named_parameters() if p.requires_grad]
+    of_ranks: list[list[str]] = [[] for _ in range(ranks.world_size())]
+    dist.all_gather_object(of_ranks, [adapter_key(name) for name in held])
+    # a tied weight has one name in the plan, and both at the ends of a pipeline
+    found = {name for names in of_ranks for name in names if name in adapter.plan.shapes or "lora_" in name}
+    _refuse_difference(dict.fromkeys(found, ()), dict.fromkeys(adapter.plan.shapes, ()))
+
+
 def snapshot_adapter(session: Session, folder: Path, writing: Writing) -> list[Path]:
     """Hand an adapter in peft's format, from the fp32 master weights, to the writers; a collective call.
 
@@ -76,13 +94,7 @@ def _collect(session: Session, plan: LoraPlan) -> dict[str, torch.Tensor]:
     for rank, shapes in enumerate(shapes_of_ranks):
         for name in shapes:
             owners.setdefault(name, rank)
-    found = {name: shapes_of_ranks[rank][name] for name, rank in owners.items()}
-    wrong = sorted(name for name, shape in plan.shapes.items() if found.get(name) != shape)
-    if wrong or found.keys() != plan.shapes.keys():
-        raise RuntimeError(
-            f"the ranks hold {len(found)} of the adapter's {len(plan.shapes)} tensors; "
-            f"missing or of another shape: {', '.join(wrong[:4])}"
-        )
+    _refuse_difference({name: shapes_of_ranks[rank][name] for name, rank in owners.items()}, plan.shapes)
     whole: dict[str, torch.Tensor] = {}
     for name, shape in plan.shapes.items():
         value = held[name] if owners[name] == ranks.rank() else torch.empty(shape)
@@ -91,6 +103,15 @@ def _collect(session: Session, plan: LoraPlan) -> dict[str, torch.Tensor]:
         if ranks.is_first():
             whole[name] = value
     return whole
+
+
+def _refuse_difference(found: Mapping[str, tuple[int, ...]], planned: Mapping[str, tuple[int, ...]]) -> None:
+    if found != planned:
+        wrong = sorted(name for name in {*found, *planned} if found.get(name) != planned.get(name))
+        raise RuntimeError(
+            f"the ranks hold {len(found)} of the adapter's {len(planned)} tensors; "
+            f"missing, unknown or of another shape: {', '.join(wrong[:4])}"
+        )
 
 
 def _send_to_first(value: torch.Tensor, owner: int) -> torch.Tensor:

@@ -113,7 +113,13 @@ def read_header(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
 
 
 def map_tensor(stored: StoredTensor) -> torch.Tensor:
-    """Map a stored tensor into memory; its pages are read when they are used and can be given back at any time."""
+    """Map a stored tensor into memory; its pages are read when they are used and can be given back at any time.
+
+    Raises:
+        InputError: a dtype that is not read here.
+    """
+    if stored.dtype not in TORCH_DTYPES:
+        raise InputError(f"tensor {stored.name} is stored as {stored.dtype}, which is not supported", path=stored.path)
     if stored.begin == stored.end:
         return torch.empty(stored.shape, dtype=TORCH_DTYPES[stored.dtype])
     # copy-on-write, because torch has no read-only tensors; nothing here writes to it

@@ -11,7 +11,7 @@ from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.adapters import Adapter
+from colossal_llama2.engine.adapters import Adapter, attach_adapter
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import AdamSettings, Session
@@ -89,12 +89,10 @@ def _save_finished(settings: TrainSettings, run: Run, dtype: torch.dtype) -> Non
         cli.say(f"model saved to {saved}")
         return
     cli.say(f"adapter saved to {saved}")
-    if settings.lora.lora_merge:
+    if settings.lora.lora_merge and ranks.is_first():  # the others need not wait, and would only for half an hour
         model = settings.output.save_dir / MODELING
-        if ranks.is_first():
-            with whole_directory(model, overwrite=True) as work:
-                merge_adapter(settings.model.pretrained, saved, work)
-        ranks.barrier()
+        with whole_directory(model, overwrite=True) as work:
+            merge_adapter(settings.model.pretrained, saved, work)
         cli.say(f"merged model saved to {model}")
 
 
@@ -150,7 +148,7 @@ def build(
     total_steps = _total_steps(settings, batches, state)
     session = _boost(settings, model, total_steps, undecayed)
     if trained.lora is not None:
-        session.adapter = Adapter.of(trained.lora, settings.model.pretrained)
+        attach_adapter(session, Adapter.of(trained.lora, settings.model.pretrained))
         session.frozen_weights.clear()  # the base is not saved
     output = settings.output
     policy = SavePolicy(output.save_dir, settings.model.pretrained, output.keep_checkpoints, output.async_save)

@@ -23,6 +23,19 @@ def test_the_text_alone_goes_to_standard_output(tiny_model_dir: Path, capsys: py
     assert "tokens/s" not in first.out
 
 
+def test_an_adapter_writes_another_text(
+    tiny_model_dir: Path, tiny_adapter_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = GenerationOptions(max_new_tokens=12, do_sample=False)
+    written = []
+    for adapter in (None, tiny_adapter_dir):
+        main(GenerateSettings(tiny_model_dir, "the", adapter=adapter, options=options))
+        written.append(capsys.readouterr().out)
+    assert written[0] != written[1]
+    with pytest.raises(InputError, match="no such folder"):
+        main(GenerateSettings(tiny_model_dir, "the", adapter=tmp_path / "absent", options=options))
+
+
 def test_a_shortened_text_is_announced(tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(GenerateSettings(tiny_model_dir, "the", options=GenerationOptions(max_new_tokens=500, seed=1)))
     assert "room for" in capsys.readouterr().err

@@ -9,7 +9,13 @@ import torch
 from torch import nn
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.model.freezing import decay_groups, describe_trained, freeze_all_but_embeddings
+from colossal_llama2.model.freezing import (
+    decay_groups,
+    describe_trained,
+    embedding_parameters,
+    freeze_all_but_embeddings,
+    keep_base_rows,
+)
 
 
 def tiny(tied: bool, kind: str = "qwen2") -> Any:
@@ -68,3 +74,34 @@ def test_only_trained_parameters_reach_the_optimizer() -> None:
     given = [p for group in groups for p in group["params"]]  # type: ignore[attr-defined]
     assert len(given) == 2
     assert all(isinstance(p, torch.Tensor) and p.requires_grad for p in given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_some_rows_get_a_gradient_and_an_overflow_elsewhere_does_not_spoil_it(dtype: torch.dtype) -> None:
+    weight = nn.Parameter(torch.ones(6, 3, dtype=dtype))
+    keep_base_rows(weight, range(2, 4))
+    gradient = torch.arange(18, dtype=dtype).reshape(6, 3) + 1
+    gradient[0], gradient[5] = float("inf"), float("nan")
+    given = gradient.clone()
+    (weight * gradient).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad[2:4], gradient[2:4])
+    assert not weight.grad[:2].any()
+    assert not weight.grad[4:].any()
+    assert torch.equal(gradient[1:5], given[1:5]), "the gradient that came in may be somebody else's too"
+
+
+def test_a_rank_may_hold_no_row_that_learns() -> None:
+    weight = nn.Parameter(torch.ones(4, 2))
+    keep_base_rows(weight, range(0))
+    weight.sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()
+
+
+def test_what_must_not_decay_does_not_whatever_is_asked() -> None:
+    model = tiny(False)
+    kept = embedding_parameters(model)
+    assert len(kept) == 2
+    groups = decay_groups(model, 0.1, decay_all=True, never=kept)
+    assert [p for group in groups if group["weight_decay"] == 0.0 for p in group["params"]] == kept  # type: ignore[attr-defined]

@@ -99,3 +99,21 @@ def test_a_missing_model_is_noticed_before_any_is_scored(tiny_model_dir: Path, d
     with pytest.raises(InputError, match="no such folder"):
         main(EvaluateSettings((tiny_model_dir, tmp_path / "absent"), (data,), output=tmp_path / "scores.json"))
     assert not (tmp_path / "scores.json").exists()
+
+
+def test_an_adapter_is_scored_beside_its_model(
+    tiny_model_dir: Path, tiny_adapter_dir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores.json"
+    main(EvaluateSettings((tiny_model_dir,), (data,), (tiny_adapter_dir,), output=output))
+    assert f"{tiny_model_dir} + {tiny_adapter_dir}" in capsys.readouterr().out
+    base, adapted = json.loads(output.read_text(encoding="utf-8"))["scores"]
+    assert (base["adapter"], adapted["adapter"]) == (None, str(tiny_adapter_dir))
+    assert base["scored_bytes"] == adapted["scored_bytes"]
+    loaded = load_for_inference(tiny_model_dir, adapter_dir=tiny_adapter_dir)
+    texts = [Text(record["target"], record["source"]) for record in RECORDS]
+    score = evaluate(loaded.model, loaded.encoder, texts, 1, loaded.context_length)
+    assert adapted["bits_per_byte"] == pytest.approx(score.bits_per_byte)
+    assert abs(adapted["bits_per_byte"] - base["bits_per_byte"]) > 0.01
+    with pytest.raises(InputError, match="several models"):
+        main(EvaluateSettings((tiny_model_dir, tiny_model_dir), (data,), (tiny_adapter_dir,)))

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.compression_rate import CompressionRate
-from colossal_llama2.tokenizer.expansion import Expansion
+from colossal_llama2.tokenizer.expansion import Expansion, new_tokens
 from colossal_llama2.tokenizer.piece_list import RefusedPiece, SortedPieces
 from colossal_llama2.tokenizer.reachability import UnreachablePiece
 
@@ -39,3 +42,18 @@ def test_account(tmp_path: Path) -> None:
     assert "tokens       10 -> 12" in printed
     assert "skipped      4 (1 existing, 3 repeated)" in printed
     assert max(map(len, printed)) < 1000
+
+
+def test_new_tokens_are_those_that_were_added(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no expansion\.json"):
+        new_tokens(tmp_path)
+    for content, ids in ({"base_tokens": 10, "num_tokens": 12}, [10, 11]), ({"base_tokens": 3, "num_tokens": 3}, []):
+        (tmp_path / "expansion.json").write_text(json.dumps(content), encoding="utf-8")
+        if ids:
+            assert list(new_tokens(tmp_path)) == ids
+        else:
+            with pytest.raises(InputError, match="added no token"):
+                new_tokens(tmp_path)
+    (tmp_path / "expansion.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be read"):
+        new_tokens(tmp_path)
