@@ -17,7 +17,7 @@ from colossal_llama2.engine.running_state import RunIdentity, RunningState, read
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
-from colossal_llama2.model.freezing import decay_groups, describe_trained
+from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
 from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import (
     check_same_shape,
@@ -147,6 +147,8 @@ def build(
     batches = GlobalBatches(corpus, _loader_settings(settings, corpus))
     total_steps = _total_steps(settings, batches, state)
     session = _boost(settings, model, total_steps, undecayed)
+    if trained.new_rows is not None:
+        check_base_rows_kept(session.model.unwrap())
     if trained.lora is not None:
         attach_adapter(session, Adapter.of(trained.lora, settings.model.pretrained))
         session.frozen_weights.clear()  # the base is not saved

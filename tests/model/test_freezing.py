@@ -10,6 +10,7 @@ from torch import nn
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.freezing import (
+    check_base_rows_kept,
     decay_groups,
     describe_trained,
     embedding_parameters,
@@ -105,3 +106,13 @@ def test_what_must_not_decay_does_not_whatever_is_asked() -> None:
     assert len(kept) == 2
     groups = decay_groups(model, 0.1, decay_all=True, never=kept)
     assert [p for group in groups if group["weight_decay"] == 0.0 for p in group["params"]] == kept  # type: ignore[attr-defined]
+
+
+def test_a_parameter_that_was_replaced_is_noticed() -> None:
+    model = tiny(False)
+    for parameter in embedding_parameters(model):
+        keep_base_rows(parameter, range(4, 8))
+    check_base_rows_kept(model)
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach()[:16])
+    with pytest.raises(AssertionError, match="replaced"):
+        check_base_rows_kept(model)
