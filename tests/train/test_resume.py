@@ -199,6 +199,10 @@ def test_kills_at_any_moment_lose_nothing(
     assert sum(tally.kills.values()) == 7
     assert all(tally.kills.values()), "a moment was never tried"
     assert tally.while_saving
+    assert module.compare(tmp_path / "whole", tmp_path / "killed") == []
+    metrics = tmp_path / "killed" / METRICS
+    metrics.write_text(metrics.read_text().replace('"step": 5,', '"step": 6,'))
+    assert module.compare(tmp_path / "whole", tmp_path / "killed"), "the comparison sees nothing"
 
 
 def assert_same_curve(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], exact: bool) -> None:
