@@ -31,7 +31,7 @@ from colossal_llama2.engine.writing import Writing, write_pickled, write_text, w
 WEIGHTS_INDEX = "model.safetensors.index.json"
 OPTIMIZER_INDEX = "pytorch_optim.bin.index.json"
 OPTIMIZER_GROUPS = "pytorch_optim_group.bin"
-_BYTES_PER_FILE = 1 << 30
+_BYTES_PER_FILE = 1 << 29  # what a rank holds in host memory while it saves; a larger tensor has a file of its own
 
 Item = TypeVar("Item", WholeWeight, WholeMoments)
 
