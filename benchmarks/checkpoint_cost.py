@@ -4,8 +4,8 @@
 
 A random Llama of about 200 million parameters on two CPU ranks, in bf16 with fp32 masters. Each rank trains two steps,
 saves in one of three ways, and reports its resident memory's peak during the save above what it was before. The ways:
-``sync`` and ``async`` are ours; ``booster`` is ColossalAI's own ``save_model`` and ``save_optimizer`` with the masters
-in place of the working weights.
+``sync`` and ``async`` are ours; ``booster`` is ColossalAI's own ``save_model`` and ``save_optimizer``, the masters in
+place of the working weights.
 """
 
 from __future__ import annotations

@@ -36,9 +36,11 @@ def booster_weights(
         )
     ranks.barrier()
     paths = sorted(folder.glob("*.safetensors"))
-    if ranks.is_first():
+    widest = dtype or torch.float32
+    if ranks.is_first():  # nobody else looks into files that are being rewritten
         writing.attempt(lambda: _finish(session, folder, paths, dtype))
-    return [*paths, folder / WEIGHTS_INDEX], dtype or _widest_dtype(paths)
+        widest = dtype or _widest_dtype(paths)
+    return [*paths, folder / WEIGHTS_INDEX], widest
 
 
 def booster_optimizer(session: Session, folder: Path) -> list[Path]:

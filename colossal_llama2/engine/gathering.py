@@ -27,14 +27,14 @@ class WholeWeight:
 
     Attributes:
         name: of the parameter; a tied weight has one.
-        trained: False for frozen weights and buffers.
+        changes: False for a frozen weight.
         numel: number of elements.
         dtype: of what `gather` returns: fp32 where it is trained.
         gather: returns the tensor; a collective call.
     """
 
     name: str
-    trained: bool
+    changes: bool
     numel: int
     dtype: torch.dtype
     gather: Callable[[], torch.Tensor]
@@ -64,11 +64,11 @@ def whole_weights(session: Session) -> list[WholeWeight]:
     weights = []
     for name, parameter in module.named_parameters():
         # A Gemini parameter has no storage of its own while its chunk is sharded, but keeps its shape.
-        trained = parameter.requires_grad
-        dtype = torch.float32 if trained else parameter.dtype
-        weights.append(WholeWeight(name, trained, parameter.numel(), dtype, partial(gather, parameter)))
+        changes = parameter.requires_grad
+        dtype = torch.float32 if changes else parameter.dtype
+        weights.append(WholeWeight(name, changes, parameter.numel(), dtype, partial(gather, parameter)))
     for name, buffer in persistent_buffers(module).items():
-        weights.append(WholeWeight(name, False, buffer.numel(), buffer.dtype, partial(torch.Tensor.detach, buffer)))
+        weights.append(WholeWeight(name, True, buffer.numel(), buffer.dtype, partial(torch.Tensor.detach, buffer)))
     return weights
 
 
@@ -125,9 +125,10 @@ def is_gemini(session: Session) -> bool:
 
 
 def _replica_moments(session: Session, parameter: torch.Tensor, like: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-    state = session.optimizer.unwrap().state.get(parameter, {})
-    empty = torch.zeros_like(parameter, dtype=torch.float32)
-    return {name: session.saved_weights.unsharded(state.get(name, empty), like) for name in MOMENTS}
+    state = session.optimizer.unwrap().state.get(parameter)
+    if not state:
+        state = dict.fromkeys(MOMENTS, torch.zeros_like(parameter, dtype=torch.float32))
+    return {name: session.saved_weights.unsharded(state[name], like) for name in MOMENTS}
 
 
 def _gemini_weights(model: Any) -> Callable[[torch.nn.Parameter], torch.Tensor]:

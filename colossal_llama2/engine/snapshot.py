@@ -31,7 +31,7 @@ from colossal_llama2.engine.writing import Writing, write_pickled, write_text, w
 WEIGHTS_INDEX = "model.safetensors.index.json"
 OPTIMIZER_INDEX = "pytorch_optim.bin.index.json"
 OPTIMIZER_GROUPS = "pytorch_optim_group.bin"
-_BYTES_PER_FILE = 1 << 30
+_BYTES_PER_FILE = 1 << 29  # what a rank holds in host memory while it saves; a larger tensor has a file of its own
 
 Item = TypeVar("Item", WholeWeight, WholeMoments)
 
@@ -50,12 +50,12 @@ def snapshot_weights(
     for place, (name, file) in enumerate(zip(names, files, strict=True)):
         index |= dict.fromkeys((weight.name for weight in file), name)
         # frozen weights are remembered by the first rank alone, as they were before the plugin rounded them
-        writer = place % ranks.world_size() if all(weight.trained for weight in file) else 0
+        writer = place % ranks.world_size() if all(weight.changes for weight in file) else 0
         mine: dict[str, torch.Tensor] = {}
         for weight in file:
             whole = weight.gather()
             if ranks.rank() == writer:
-                mine[weight.name] = _kept(session.frozen_weights.get(weight.name, whole), dtype)
+                mine[weight.name] = _kept(session.frozen_weights.get(weight.name, whole), dtype, copy=weight.changes)
         if ranks.rank() == writer:
             writing.add(partial(write_weights, folder / name, mine))
     sizes, widest = _stored(session, files, dtype)
@@ -123,10 +123,13 @@ def _split(items: Iterable[Item]) -> Iterator[list[Item]]:
         yield file
 
 
-def _kept(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """Copy to host memory: training goes on over the original, and a slice would be pickled with all it is cut from."""
+def _kept(tensor: torch.Tensor, dtype: torch.dtype | None, copy: bool = True) -> torch.Tensor:
+    """Copy to host memory: training goes on over the original, and a slice would be pickled with all it is cut from.
+
+    What is frozen stays as it is, and needs no copy where it lies in host memory already.
+    """
     wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", wanted, copy=True).contiguous()
+    return tensor.detach().to("cpu", wanted, copy=copy).contiguous()
 
 
 def _stored(session: Session, files: list[list[WholeWeight]], dtype: torch.dtype | None) -> tuple[int, torch.dtype]:

@@ -91,12 +91,12 @@ class Checkpoints:
         Raises:
             InputError: several saves on end came to nothing.
         """
-        if position == self._saved:
-            return
         if self._pending is not None:
             if not self._pending[0].finished:
                 cli.say(f"waiting for {self._pending[0].target.name}, which is still being written")
             self.complete()
+        if position == self._saved:
+            return
         name = checkpoint_name(position.epoch, position.step)
         policy, state = self.policy, self._state(position)
         pending = begin_checkpoint(

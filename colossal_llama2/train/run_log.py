@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from colossal_llama2 import cli
 from colossal_llama2.outputs import whole_file
 
 METRICS_FILE = "metrics.jsonl"
@@ -69,7 +71,7 @@ class RunLog:
         kept = _lines_up_to(path, first_step)
         with whole_file(path, overwrite=True) as work:
             work.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _Lines(path)
         self._events: Any = SummaryWriter(str(run_dir), purge_step=first_step + 1)
         self._bar = tqdm(initial=first_step, total=total_steps, unit="step", disable=not sys.stderr.isatty())
         self._interval, self._total, self._first = interval, total_steps, first_step
@@ -78,11 +80,7 @@ class RunLog:
     def step(self, metrics: StepMetrics) -> None:
         """Write one step everywhere."""
         self._file.write(json.dumps(asdict(metrics), allow_nan=False) + "\n")
-        self._file.flush()
-        for name in ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "memory"):
-            value = getattr(metrics, name)
-            if value is not None:
-                self._events.add_scalar(f"train/{name}", value, metrics.step)
+        self._write_events(metrics)
         self._bar.set_postfix_str(f"loss {metrics.loss:.4f}, {metrics.tokens_per_second:,.0f} tokens/s")
         self._bar.update(1)
         if self._bar.disable and (metrics.step % self._interval == 0 or metrics.step in (self._first + 1, self._total)):
@@ -91,8 +89,19 @@ class RunLog:
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
         self._bar.close()
+
+    def _write_events(self, metrics: StepMetrics) -> None:
+        for name in ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "memory"):
+            value = getattr(metrics, name)
+            if value is not None and self._events is not None:
+                try:
+                    self._events.add_scalar(f"train/{name}", value, metrics.step)
+                except OSError as error:  # raised by TensorBoard's thread, which is gone after that
+                    cli.warn(f"no more TensorBoard events: {error}; metrics.jsonl goes on")
+                    self._events = None
 
     def _print(self, metrics: StepMetrics) -> None:
         seconds_per_step = (time.perf_counter() - self._started) / (metrics.step - self._first)
@@ -103,6 +112,31 @@ class RunLog:
             f"{metrics.tokens_per_second:,.0f} tokens/s  {tqdm.format_interval(remaining)} left",
             flush=True,
         )
+
+
+class _Lines:
+    """Lines added to a file. While the disk is full they wait in memory: a run does not end over its log."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._waiting, self._complained = path, b"", False
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def write(self, line: str) -> None:
+        self._waiting += line.encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[os.write(self._descriptor, self._waiting) :]
+            self._complained = False
+        except OSError as error:
+            if not self._complained:
+                cli.warn(f"{self._path} cannot be written ({error.strerror}): its lines wait in memory")
+            self._complained = True
+
+    def close(self) -> None:
+        self.write("")
+        if self._waiting:
+            cli.warn(f"{self._path} lacks its last {len(self._waiting)} bytes")
+        os.close(self._descriptor)
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

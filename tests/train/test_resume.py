@@ -91,13 +91,14 @@ def test_a_kill_loses_nothing_but_the_steps_since_the_checkpoint(
     assert_same_weights(killed / "modeling", tmp_path / "whole" / "modeling")
 
 
+@pytest.mark.parametrize("how", [[], pytest.param(["--async_save"], marks=pytest.mark.long)])
 def test_sigterm_saves_and_leaves_and_the_rest_is_the_same(
-    train_on: Callable[..., Any], train_command: Callable[..., list[str]], tmp_path: Path
+    train_on: Callable[..., Any], train_command: Callable[..., list[str]], tmp_path: Path, how: list[str]
 ) -> None:
     flags = [*FLAGS, "--mixed_precision", "bf16", "--max_steps", 60, "--num_epochs", 10]
     whole = train_on(1, tmp_path / "whole", *flags)
     stopped = tmp_path / "stopped"
-    assert end_early(train_command(1, stopped, *flags), stopped, 3, signal.SIGTERM) == 143
+    assert end_early(train_command(1, stopped, *flags, *how), stopped, 3, signal.SIGTERM) == 143
     (checkpoint,) = stopped.glob("epoch-*_step-*")
     assert not (stopped / "modeling").exists()
     rest = train_on(1, stopped, *flags, "--load_checkpoint", "latest")
@@ -199,6 +200,10 @@ def test_kills_at_any_moment_lose_nothing(
     assert sum(tally.kills.values()) == 7
     assert all(tally.kills.values()), "a moment was never tried"
     assert tally.while_saving
+    assert module.compare(tmp_path / "whole", tmp_path / "killed") == []
+    metrics = tmp_path / "killed" / METRICS
+    metrics.write_text(metrics.read_text().replace('"step": 5,', '"step": 6,'))
+    assert module.compare(tmp_path / "whole", tmp_path / "killed"), "the comparison sees nothing"
 
 
 def assert_same_curve(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], exact: bool) -> None:

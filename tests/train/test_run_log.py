@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,3 +50,22 @@ def test_an_overflow_is_said_in_json_and_in_words(tmp_path: Path, capsys: pytest
     log.close()
     assert lines(tmp_path)[0]["grad_norm"] is None
     assert "overflow" in capsys.readouterr().out
+
+
+def test_lines_wait_while_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on file sizes stands for the disk; no line is lost or torn."""
+    log = RunLog(tmp_path, 0, 9, interval=100)
+    log._events.close()  # TensorBoard writes from a thread of its own, which would print its traceback here
+    log._events = None
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    log.step(replace(METRICS, step=1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / METRICS_FILE).stat().st_size + 10, before[1]))
+    try:
+        for step in (2, 3, 4):
+            log.step(replace(METRICS, step=step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err.count("its lines wait in memory") == 1
+    log.step(replace(METRICS, step=5))
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
