@@ -26,6 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, TextIOWrapper)
         stream.reconfigure(line_buffering=True)  # the ranks' lines pass through here and are wanted now
+    os.environ["TORCHELASTIC_ERROR_FILE"] = str(node_dir / "torchrun.json")  # or it complains that there is none
     try:
         run.main(["--log-dir", str(node_dir / "logs"), "--tee", "3", *arguments])
     except ChildFailedError as error:

@@ -189,8 +189,10 @@ def _parse_entry(words: list[str], path: Path, line: int) -> Host:
 
 def _split_port(text: str) -> tuple[str, str | None]:
     if text.startswith("["):
-        name, _, after = text[1:].partition("]")
-        return (name if ":" in name else text), (after[1:] if after.startswith(":") else after or None)
+        name, closing, after = text[1:].partition("]")
+        if ":" not in name or not closing or (after and not after.startswith(":")):
+            return text, None  # refused below for what it is
+        return name, after[1:] if after else None
     if text.count(":") == 1:
         name, _, port = text.partition(":")
         return name, port
@@ -198,7 +200,7 @@ def _split_port(text: str) -> tuple[str, str | None]:
 
 
 def _check_name(name: str, path: Path, line: int) -> None:
-    if ":" in name:
+    if ":" in name and not name.startswith("["):
         try:
             ipaddress.IPv6Address(name)
         except ValueError:

@@ -54,6 +54,16 @@ def kill_descendants(seconds: float = 10.0) -> list[int]:
     return []
 
 
+def reap_orphans() -> None:
+    """Take note of the adopted children that have ended, or they stay in the list of processes as zombies.
+
+    Only for when no `subprocess.Popen` is waited for any more: it would miss its exit code.
+    """
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def watch_connections() -> None:
     """Let the kernel end this process's network connections whose other side is silent, from now on, in about 30 s.
 

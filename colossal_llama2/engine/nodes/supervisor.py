@@ -194,9 +194,9 @@ class Supervisor:
         elif failure["exit"] == EXIT_USER_MISTAKE:
             self._fail(Outcome(EXIT_USER_MISTAKE))
         else:
-            who = f"{node.label}: " if failure["rank"] is None else f"rank {failure['rank']} on {node.label} failed: "
-            how = f"exit code {failure['exit']}, " if failure["exit"] > 0 else ""
-            text = f"{who}{how}{failure['message']}"
+            who = node.label if failure["rank"] is None else f"rank {failure['rank']} on {node.label} failed"
+            how = f" (exit code {failure['exit']})" if failure["exit"] > 0 else ""
+            text = f"{who}{how}: {failure['message']}"
             self._fail(Outcome(1, text, failure["traceback"], may_restart=failure["rank"] is not None))
 
     def _lose(self, node: Node) -> None:
@@ -296,6 +296,7 @@ class StopSignals:
         self.grace = grace
         self.number: int | None = None
         self.count = 0
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a host that is gone must not take the launcher with it
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._remember)

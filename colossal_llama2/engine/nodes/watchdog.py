@@ -110,6 +110,7 @@ class Watchdog:
 
     def _finish(self, job: _Job) -> int:
         left = lifeline.kill_descendants()
+        lifeline.reap_orphans()
         job.drain(self._say)
         self._say({"done": job.code, "failure": job.failure(), "left": left})
         deadline = time.monotonic() + _GRACE_AFTER_LOSS

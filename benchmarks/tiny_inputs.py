@@ -1,0 +1,93 @@
+"""A model of a few thousand parameters and a corpus for it, made in seconds: for measurements of everything but speed."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from pathlib import Path
+
+WORDS = ("the quick brown fox jumps over a lazy dog while seven wizards vex quietly bold journeys 今天 天气 很好 语言").split()
+
+
+def make_tiny_inputs(folder: Path) -> tuple[Path, Path]:
+    """Make a random Llama with a tokenizer of its own, and a prepared corpus of 64 rows; return their folders."""
+    model_dir = folder / "model"
+    _make_tokenizer(model_dir)
+    _make_model(model_dir)
+    return model_dir, _make_corpus(folder, model_dir)
+
+
+def _make_tokenizer(folder: Path) -> None:
+    import sentencepiece
+
+    folder.mkdir(parents=True)
+    draw = random.Random(0)
+    sentences = [" ".join(draw.choice(WORDS) for _ in range(8)) for _ in range(300)]
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=writer,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        allow_whitespace_only_pieces=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (folder / "tokenizer.model").write_bytes(writer.getvalue())
+    config = {
+        "tokenizer_class": "LlamaTokenizer",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+def _make_model(folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=512,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def _make_corpus(folder: Path, tokenizer_dir: Path) -> Path:
+    from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
+
+    draw = random.Random(1)
+    records = [
+        {"source": "", "target": " ".join(draw.choice(WORDS) for _ in range(draw.choice([5, 9, 30]))), "category": "a"}
+        for _ in range(160)
+    ]
+    (folder / "in.jsonl").write_text("\n".join(json.dumps(record) for record in records), encoding="utf-8")
+    main(
+        PrepareSettings(
+            data_input_dirs=str(folder / "in.jsonl"),
+            tokenizer_dir=tokenizer_dir,
+            data_cache_dir=folder / "cache",
+            data_jsonl_output_dir=folder / "jsonl",
+            data_arrow_output_dir=folder / "arrow",
+            max_length=48,
+            num_spliced_dataset_bins=2,
+            num_workers=1,
+        )
+    )
+    return folder / "arrow"
