@@ -80,7 +80,7 @@ def _serve_connection(connection: socket.socket, host_key: paramiko.PKey, allowe
     transport.add_server_key(host_key)
     with suppress(paramiko.SSHException, EOFError, OSError):
         transport.start_server(server=_Server(allowed))
-        channels = []  # paramiko closes a channel that nobody refers to
+        channels: list[paramiko.Channel] = []  # paramiko closes a channel that nobody refers to
         while transport.is_active():
             channels += filter(None, [transport.accept(1)])
 

@@ -1,152 +1,38 @@
 """Two hosts on one machine: train across them, cut one off in mid-run, go on from the checkpoint to the same losses.
 
-    sudo python benchmarks/two_hosts.py [--only CASE ...]        # root, Linux network namespaces, no network needed
+    sudo python benchmarks/two_hosts.py [--only CASE ...] [--keep DIR]     # Linux, root; no network is needed
 
-A host is a network namespace with an ssh server of its own; a third namespace is the switch between them. A host is
-cut off by taking its port on the switch down: neither host is told, as when a cable is pulled.
-The raw result goes to benchmarks/results/two_hosts.json.
+The hosts are network namespaces with an ssh server each (`two_namespaces.py`). The raw result goes to
+benchmarks/results/two_hosts.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine
-from tiny_inputs import make_tiny_inputs
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import describe_machine
+from benchmarks.tiny_inputs import make_tiny_inputs
+from benchmarks.two_namespaces import ADDRESSES, FAR, NEAR, TwoHosts, two_hosts, wait_for, why_not
+from colossal_llama2 import cli
+from colossal_llama2.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "two_hosts.json"
-ADDRESSES = ("10.77.0.1", "10.77.0.2")
-PORT = 22
 STEPS, SAVE_EVERY, CUT_AFTER = 120, 20, 50
 GIVE_UP_SECONDS = 150
-NEAR, FAR = 0, 1  # the host that the launcher runs on, and the other one
-
-
-def why_not() -> str:
-    """Return why two hosts cannot be made on this machine, or nothing."""
-    if os.geteuid() != 0:
-        return "needs root, for network namespaces"
-    for program in ("ip", "ssh"):
-        if shutil.which(program) is None:
-            return f"needs the command {program}"
-    probe = f"probe{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True, check=False)
-    if made.returncode:
-        return f"network namespaces are not allowed here ({made.stderr.strip()})"
-    bridge = ["ip", "-n", probe, "link", "add", "br0", "type", "bridge"]
-    bridged = subprocess.run(bridge, capture_output=True, text=True, check=False)
-    subprocess.run(["ip", "netns", "del", probe], check=False)
-    return f"bridges are not allowed here ({bridged.stderr.strip()})" if bridged.returncode else ""
-
-
-class TwoHosts:
-    """Two namespaces and the switch between them, with an ssh server in each.
-
-    Args:
-        work: folder for keys and configuration.
-    """
-
-    def __init__(self, work: Path) -> None:
-        self._names = [f"h{os.getpid()}-{number}" for number in (1, 2)]
-        self._switch = f"s{os.getpid()}"
-        self._work = work
-        self._servers: list[subprocess.Popen[bytes]] = []
-        self.home = work / "home"
-        self.ssh_config = work / "ssh_config"
-
-    def open(self) -> None:
-        """Make them."""
-        for name in (*self._names, self._switch):
-            _ip("netns", "add", name)
-            _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", self._switch, "link", "set", "br0", "up")
-        for number, name in enumerate(self._names):
-            _ip("-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", f"port{number}", "netns", self._switch)
-            _ip("-n", name, "addr", "add", f"{ADDRESSES[number]}/24", "dev", "eth0")
-            _ip("-n", name, "link", "set", "eth0", "up")
-            _ip("-n", self._switch, "link", "set", f"port{number}", "master", "br0")
-            self.connect(number)
-        self._make_keys()
-        server = [sys.executable, str(ROOT / "benchmarks" / "loopback_sshd.py"), str(PORT)]
-        keys = [str(self._work / "host_key"), str(self.home / ".ssh" / "id_rsa.pub")]
-        self._servers = [subprocess.Popen(self.inside(number, [*server, *keys])) for number in (NEAR, FAR)]
-        for number in (NEAR, FAR):
-            _wait_for(lambda number=number: self._answers(number), 30, "the ssh servers do not start")  # type: ignore[misc]
-
-    def close(self) -> None:
-        """End everything in them and take them away."""
-        for name in self._names:
-            for pid in _pids(name):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        for server in self._servers:
-            server.wait()
-        for name in (*self._names, self._switch):
-            subprocess.run(["ip", "netns", "del", name], check=False)
-
-    def inside(self, number: int, command: list[str]) -> list[str]:
-        """Spell a command so that it runs on a host."""
-        return ["ip", "netns", "exec", self._names[number], *command]
-
-    def cut(self, number: int) -> None:
-        """Take a host's port on the switch down."""
-        _ip("-n", self._switch, "link", "set", f"port{number}", "down")
-
-    def connect(self, number: int) -> None:
-        """Take it up (again)."""
-        _ip("-n", self._switch, "link", "set", f"port{number}", "up")
-
-    def job_pids(self, number: int) -> list[int]:
-        """Return the processes on a host, the ssh server apart."""
-        servers = {server.pid for server in self._servers}
-        return [pid for pid in _pids(self._names[number]) if pid not in servers]
-
-    def kill_jobs(self) -> None:
-        """Kill everything but the ssh servers."""
-        for number in (NEAR, FAR):
-            for pid in self.job_pids(number):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-    def _make_keys(self) -> None:
-        (self.home / ".ssh").mkdir(parents=True, mode=0o700)
-        for path in (self.home / ".ssh" / "id_rsa", self._work / "host_key"):
-            make = ["ssh-keygen", "-q", "-t", "rsa", "-b", "3072", "-m", "PEM", "-N", "", "-C", "two_hosts", "-f", str(path)]
-            subprocess.run(make, check=True)
-        self.ssh_config.write_text(
-            f"Host *\n  IdentityFile {self.home}/.ssh/id_rsa\n  IdentitiesOnly yes\n"
-            f"  StrictHostKeyChecking accept-new\n  UserKnownHostsFile {self.home}/.ssh/known_hosts\n"
-        )
-
-    def _answers(self, number: int) -> bool:
-        login = ["ssh", "-F", str(self.ssh_config), "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", ADDRESSES[number], "true"]
-        return subprocess.run(self.inside(1 - number, login), capture_output=True, check=False).returncode == 0
-
-
-@contextmanager
-def two_hosts(work: Path) -> Iterator[TwoHosts]:
-    """Give two hosts, and take them away again."""
-    hosts = TwoHosts(work)
-    try:
-        hosts.open()
-        yield hosts
-    finally:
-        hosts.close()
 
 
 @dataclass
@@ -193,12 +79,28 @@ class Bench:
         """Spell `colossalai run` on the near host for both."""
         hostfile = self.work / "plain_hostfile"
         hostfile.write_text("".join(f"{address}\n" for address in ADDRESSES))
-        program = [str(Path(sys.executable).parent / "colossalai"), "run", "--nproc_per_node", "1", "--master_port", "29517"]
+        program = [
+            str(Path(sys.executable).parent / "colossalai"),
+            "run",
+            "--nproc_per_node",
+            "1",
+            "--master_port",
+            "29517",
+        ]
         return self.hosts.inside(NEAR, [*program, "--hostfile", str(hostfile), *script])
 
     def torchrun(self, number: int, script: list[str]) -> list[str]:
         """Spell one host's torchrun, as a scheduler would start it."""
-        where = ["--nnodes", "2", "--node_rank", str(number), "--master_addr", ADDRESSES[NEAR], "--master_port", "29518"]
+        where = [
+            "--nnodes",
+            "2",
+            "--node_rank",
+            str(number),
+            "--master_addr",
+            ADDRESSES[NEAR],
+            "--master_port",
+            "29518",
+        ]
         return self.hosts.inside(number, [sys.executable, "-m", "torch.distributed.run", *where, *script])
 
     def curve(self, name: str) -> list[list[float]]:
@@ -212,7 +114,12 @@ class Bench:
     def start(self, command: list[str], log: str) -> subprocess.Popen[bytes]:
         """Start a command in an environment that holds little but what it needs."""
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "PYTHONPATH") if name in os.environ}
-        own = {"HOME": str(self.hosts.home), "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        own = {
+            "HOME": str(self.hosts.home),
+            "GLOO_SOCKET_IFNAME": "eth0",
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
         with (self.work / f"{log}.log").open("wb") as output:
             return subprocess.Popen(command, cwd=ROOT, env={**kept, **own}, stdout=output, stderr=output)
@@ -243,7 +150,7 @@ def whole_run(bench: Bench) -> dict[str, Any]:
 def cut_off(bench: Bench, name: str, commands: list[list[str]], which: int) -> dict[str, Any]:
     """Cut a host off in mid-run, see how long it takes until everything has ended, reconnect, and resume."""
     processes = [bench.start(command, f"{name}-{number}") for number, command in enumerate(commands)]
-    _wait_for(lambda: len(bench.curve(name)) >= CUT_AFTER, 200, f"{name} does not train")
+    wait_for(lambda: len(bench.curve(name)) >= CUT_AFTER, 200, f"{name} does not train")
     bench.hosts.cut(which)
     cut_at = time.monotonic()
     ended: dict[str, float | None] = {"commands": None, "near_host": None, "far_host": None}
@@ -309,11 +216,11 @@ def killed_rank(bench: Bench) -> dict[str, Any]:
     """Kill the far rank; `--max_restarts 1` goes on by itself."""
     name = "killed_rank"
     process = bench.start(bench.launcher(bench.train_flags(name), "--max_restarts", "1"), name)
-    _wait_for(lambda: len(bench.curve(name)) >= CUT_AFTER, 200, f"{name} does not train")
+    wait_for(lambda: len(bench.curve(name)) >= CUT_AFTER, 200, f"{name} does not train")
     (rank,) = [pid for pid in bench.hosts.job_pids(FAR) if _is_rank(pid)]
     os.kill(rank, signal.SIGKILL)
     killed_at = time.monotonic()
-    _wait_for(lambda: "restart 1 of 1" in bench.said(name, 1000), 100, "no restart")
+    wait_for(lambda: "restart 1 of 1" in bench.said(name, 1000), 100, "no restart")
     seconds = round(time.monotonic() - killed_at, 1)
     codes = bench.finish([process])
     (error,) = [line for line in bench.said(name, 1000).splitlines() if line.startswith("error:")]
@@ -326,7 +233,7 @@ CASES: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def measure(work: Path, cases: list[str]) -> dict[str, Any]:
+def measure(work: Path, cases: Sequence[str]) -> dict[str, Any]:
     """Make two hosts and go through the cases named, after a run without a disturbance."""
     model_dir, corpus_dir = make_tiny_inputs(work)
     results: dict[str, Any] = {}
@@ -339,45 +246,36 @@ def measure(work: Path, cases: list[str]) -> dict[str, Any]:
     return results
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
-
-
-def _pids(namespace: str) -> list[int]:
-    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
-    return [int(word) for word in listed.stdout.split()]
-
-
 def _is_rank(pid: int) -> bool:
     with suppress(OSError):
         return b"RANK=" in Path(f"/proc/{pid}/environ").read_bytes()
     return False
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float, complaint: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(complaint)
-        time.sleep(0.05)
+@dataclass(frozen=True)
+class TwoHostsSettings:
+    """Train across two hosts made of network namespaces, and cut one off in mid-run; needs root."""
+
+    only: tuple[str, ...] = tuple(CASES)
+    """Cases to go through; the result is written when all are."""
+    keep: Path | None = None
+    """Folder for the runs and their logs, kept (default: a temporary one)."""
 
 
-def main() -> int:
+def main(settings: TwoHostsSettings) -> int:
     """Measure, and write the result down."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=sorted(CASES), default=list(CASES))
-    parser.add_argument("--keep", type=Path, help="a folder for the runs and their logs, kept")
-    arguments = parser.parse_args()
+    if unknown := set(settings.only) - set(CASES):
+        raise InputError(f"no case is called {min(unknown)}", remedy=f"choose from {', '.join(CASES)}")
     if reason := why_not():
-        print(f"error: {reason}", file=sys.stderr)
-        return 2
+        raise InputError(reason, remedy="run it as root on Linux")
     with tempfile.TemporaryDirectory() as temporary:
-        work = arguments.keep or Path(temporary)
-        results = measure(work.absolute(), arguments.only)
-    if set(arguments.only) == set(CASES):
+        work = (settings.keep or Path(temporary)).absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        results = measure(work, settings.only)
+    if set(settings.only) == set(CASES):
         RESULT.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(TwoHostsSettings, main)

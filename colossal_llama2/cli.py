@@ -124,7 +124,7 @@ def comma_separated(value: str) -> list[str]:
 
 
 def _complain(error: InputError) -> None:
-    """Let the first rank speak, and torchrun know; the launcher ends all ranks when one has left, so the others wait for it.
+    """Let the first rank speak, and torchrun know; that ends all ranks when one has left, so the others wait.
 
     A rank that is still there after that has found something the first one has not, and says so itself.
     """

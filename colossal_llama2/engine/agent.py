@@ -1,7 +1,8 @@
 """torchrun as the launcher starts it: the same program, which also leaves word of the rank that failed first.
 
 `python -m torch.distributed.run` prints its report between two tracebacks of its own and always exits with 1. Here the
-report goes into a file instead, so that the launcher can name the rank, show its traceback once, and tell a user's mistake.
+report goes into a file instead, so that the launcher can name the rank, show its traceback once, and tell a mistake of
+the user's from a failure.
 """
 
 from __future__ import annotations

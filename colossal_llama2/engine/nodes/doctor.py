@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from colossal_llama2.engine.nodes import findings
+from colossal_llama2.engine.nodes import findings, frames
 from colossal_llama2.engine.nodes.findings import Finding
 from colossal_llama2.engine.nodes.hostfile import Host, read_hostfile
 from colossal_llama2.engine.nodes.remote import ROOT, Ssh, is_here, module_command
@@ -58,6 +58,7 @@ class Patient:
         host: which one.
         answer: to the first request; None when there was none.
         problem: why there was none.
+        exit_code: of the command that asked.
         clock_ahead: its clock minus this machine's, in seconds, to about the time that ssh takes.
         marks: answer to the second request.
     """
@@ -68,6 +69,12 @@ class Patient:
     exit_code: int | None = None
     clock_ahead: float = 0.0
     marks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mark(self) -> str:
+        """The file it left in the save folder, if it could."""
+        save = (self.answer or {}).get("save") or {}
+        return str(save.get("mark", ""))
 
 
 def main(settings: DoctorSettings) -> int:
@@ -91,7 +98,7 @@ def examine(settings: DoctorSettings, hosts: Sequence[Host]) -> list[Finding]:
     with ThreadPoolExecutor(len(patients)) as pool:
         list(pool.map(lambda patient: _look(patient, settings, ssh, token), patients))
         alive = [patient for patient in patients if patient.answer is not None]
-        port_problem = _second_round(alive, hosts[0], settings, ssh, pool)
+        port_problem = _second_round(alive, hosts[0], settings, ssh, pool) if alive else ""
     found = [findings.reachable(patient.host, patient.problem, patient.exit_code) for patient in patients]
     if alive:
         found += _judge(settings, alive, port_problem)
@@ -102,7 +109,7 @@ def _judge(settings: DoctorSettings, alive: Sequence[Patient], port_problem: str
     first = alive[0]
     assert first.answer is not None
     found: list[Finding] = []
-    marks = [patient.answer["save"]["mark"] for patient in alive if patient.answer and (patient.answer["save"] or {}).get("mark")]
+    marks = [patient.mark for patient in alive if patient.mark]
     for patient in alive:
         host, answer = patient.host, patient.answer
         assert answer is not None
@@ -111,7 +118,9 @@ def _judge(settings: DoctorSettings, alive: Sequence[Patient], port_problem: str
         found.append(findings.clock(host, patient.clock_ahead))
         found += [findings.input_folder(host, path, answer, first.host, first.answer) for path in _inputs(settings)]
         if settings.save_dir is not None:
-            found += findings.save_folder(host, answer, patient.marks.get("seen", []), marks, _weights(settings, answer))
+            found += findings.save_folder(
+                host, answer, patient.marks.get("seen", []), marks, _weights(settings, answer)
+            )
         found.append(findings.connection(host, patient is first, port_problem, patient.marks.get("connection", "")))
     return sorted(found, key=lambda finding: findings.ORDER.index(finding.check))
 
@@ -132,34 +141,42 @@ def _second_round(
     alive: Sequence[Patient], master: Host, settings: DoctorSettings, ssh: Ssh, pool: ThreadPoolExecutor
 ) -> str:
     """Let the first host listen, the others call it, and everybody look for everybody's mark; return its problem."""
-    if not alive:
-        return ""
-    marks = [(patient, patient.answer["save"]["mark"]) for patient in alive if patient.answer and (patient.answer["save"] or {}).get("mark")]
+    marks = [(patient, patient.mark) for patient in alive if patient.mark]
     listener = subprocess.Popen(
-        module_command(master, _PROBE, ssh), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT
+        module_command(master, _PROBE, ssh),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
     )
-    assert listener.stdin is not None
-    assert listener.stdout is not None
     try:
-        listener.stdin.write(json.dumps({"listen": settings.master_port}).encode() + b"\n")
-        listener.stdin.flush()
-        said = _last_object(listener.stdout.readline()) if alive[0].host == master else {}
+        said = pool.submit(_start_listening, listener, settings.master_port).result(timeout=_PROBE_SECONDS)
         address = settings.master_addr or ("127.0.0.1" if master.name == "localhost" else master.name)
-        request = {
-            "marks": [mark for _, mark in marks],
-            "master": [address, said["port"]] if "port" in said else None,
-        }
-        answers = pool.map(lambda patient: _ask(patient.host, {"marks": request}, ssh)[0] or {}, alive)
+        reach = [address, said["port"]] if "port" in said else None
+        request = {"marks": {"marks": [mark for _, mark in marks], "master": reach}}
+        answers = list(pool.map(lambda patient: _ask(patient.host, request, ssh)[0] or {}, alive))
         for patient, answer in zip(alive, answers, strict=True):
             patient.marks = answer
-        list(pool.map(lambda pair: _ask(pair[0].host, {"remove": pair[1]}, ssh), marks))
-    except OSError as error:
-        return str(error)
+    except (OSError, TimeoutError) as error:
+        said = {"problem": str(error) or "no answer in time"}
     finally:
-        listener.stdin.close()
-        listener.wait(timeout=_PROBE_SECONDS)
-        listener.stdout.close()
+        list(pool.map(lambda pair: _ask(pair[0].host, {"remove": pair[1]}, ssh), marks))
+        listener.kill()  # what runs on the host ends when its standard input does
+        listener.communicate()
     return "" if "port" in said else str(said.get("problem", "the first host does not answer"))
+
+
+def _start_listening(listener: subprocess.Popen[bytes], port: int) -> dict[str, Any]:
+    """Tell the first host to listen; return what it says, past whatever its login scripts print."""
+    assert listener.stdin is not None
+    assert listener.stdout is not None
+    listener.stdin.write(json.dumps({"listen": port}).encode() + b"\n")
+    listener.stdin.flush()
+    for line in listener.stdout:
+        said = frames.decode(line) or {}
+        if "port" in said or "problem" in said:
+            return said
+    return {}
 
 
 def _ask(host: Host, request: dict[str, Any], ssh: Ssh) -> tuple[dict[str, Any] | None, str, int | None]:
@@ -177,21 +194,10 @@ def _ask(host: Host, request: dict[str, Any], ssh: Ssh) -> tuple[dict[str, Any] 
         return None, "no answer in time", None
     except OSError as error:
         return None, str(error), None
-    answer = _last_object(done.stdout).get("answer")
+    answers = [frame["answer"] for line in done.stdout.splitlines() if "answer" in (frame := frames.decode(line) or {})]
+    answer = answers[-1] if answers else None  # login scripts may print lines of their own
     lines = done.stderr.decode("utf-8", errors="replace").strip().splitlines()
     return answer, "" if answer is not None else (lines[-1] if lines else "nothing was said"), done.returncode
-
-
-def _last_object(output: bytes) -> dict[str, Any]:
-    """Return the last line that is a JSON object: login scripts may print lines of their own."""
-    for line in reversed(output.splitlines()):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
 
 
 def _inputs(settings: DoctorSettings) -> list[Path]:

@@ -11,7 +11,19 @@ from typing import Any
 from colossal_llama2.engine.nodes.hostfile import Host
 from colossal_llama2.engine.nodes.remote import ROOT, is_here
 
-ORDER = ("ssh", "python", "packages", "code", "GPUs", "clock", "master port", "input", "save folder", "disk", "environment")
+ORDER = (
+    "ssh",
+    "python",
+    "packages",
+    "code",
+    "GPUs",
+    "clock",
+    "master port",
+    "input",
+    "save folder",
+    "disk",
+    "environment",
+)
 _MOST_SECONDS_APART = 2.0
 _CHECKPOINT_PER_WEIGHT_BYTE = 6  # of half-precision weights: fp32 masters and two moments
 
@@ -58,9 +70,7 @@ def reachable(host: Host, problem: str, exit_code: int | None) -> Finding:
     return Finding("ssh", host.label, False, problem, f"try `ssh {host.ssh_target} {shlex.quote(sys.executable)} -V`")
 
 
-def same_software(
-    host: Host, answer: dict[str, Any], first: Host, expected: dict[str, Any]
-) -> list[Finding]:
+def same_software(host: Host, answer: dict[str, Any], first: Host, expected: dict[str, Any]) -> list[Finding]:
     """Compare python, packages and code with the first host's."""
     found = [
         Finding(
@@ -75,7 +85,10 @@ def same_software(
     other = [f"{name} {mine[name] or 'missing'}, not {theirs[name]}" for name in theirs if mine[name] != theirs[name]]
     missing = [name for name in theirs if mine[name] is None and theirs[name] is None]
     problems = other + [f"{name} missing" for name in missing]
-    text = "; ".join(problems) or f"torch {mine['torch']}, transformers {mine['transformers']}, colossalai {mine['colossalai']}"
+    text = (
+        "; ".join(problems)
+        or f"torch {mine['torch']}, transformers {mine['transformers']}, colossalai {mine['colossalai']}"
+    )
     remedy = "pip install -r requirements.txt; pip install --no-deps -r requirements-engine.txt" if problems else ""
     found.append(Finding("packages", host.label, not problems, text, remedy))
     same = answer["code"] == expected["code"]
@@ -90,13 +103,21 @@ def gpus(host: Host, answer: dict[str, Any], expected: dict[str, Any], ranks: in
     if not mine and not expected["gpus"]:
         return Finding("GPUs", host.label, True, "none: the ranks run on the CPU")
     if ranks is not None and len(mine) < ranks:
-        return Finding("GPUs", host.label, False, kinds or "none", f"{ranks} ranks need {ranks}: pass --nproc_per_node {len(mine)}")
+        return Finding(
+            "GPUs", host.label, False, kinds or "none", f"{ranks} ranks need {ranks}: pass --nproc_per_node {len(mine)}"
+        )
     if answer["torch_gpus"] != len(mine):
         return Finding(
-            "GPUs", host.label, False, f"{kinds}; torch can use: {answer['torch_gpus']}", "install a torch for this driver's CUDA"
+            "GPUs",
+            host.label,
+            False,
+            f"{kinds}; torch can use: {answer['torch_gpus']}",
+            "install a torch for this driver's CUDA",
         )
     if mine != expected["gpus"]:
-        return Finding("GPUs", host.label, False, kinds, "the slowest card sets the pace, the smallest the memory: take equal ones")
+        return Finding(
+            "GPUs", host.label, False, kinds, "the slowest card sets the pace, the smallest the memory: take equal ones"
+        )
     return Finding("GPUs", host.label, True, kinds)
 
 
@@ -104,7 +125,9 @@ def clock(host: Host, ahead: float) -> Finding:
     """Judge the clock: times in logs are compared across hosts, and so is who failed first."""
     ok = abs(ahead) <= _MOST_SECONDS_APART
     text = f"{abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}" if abs(ahead) > 0.5 else "within 0.5 s"
-    return Finding("clock", host.label, ok, text, "" if ok else "start a time service there (chrony, systemd-timesyncd)")
+    return Finding(
+        "clock", host.label, ok, text, "" if ok else "start a time service there (chrony, systemd-timesyncd)"
+    )
 
 
 def input_folder(host: Host, path: Any, answer: dict[str, Any], first: Host, expected: dict[str, Any]) -> Finding:
@@ -123,9 +146,13 @@ def save_folder(
     """Judge whether the save folder can be written, is one and the same everywhere, and has room."""
     save = answer["save"]
     if save["problem"]:
-        return [Finding("save folder", host.label, False, f"{save['folder']} {save['problem']}", "make it writable there")]
+        return [
+            Finding("save folder", host.label, False, f"{save['folder']} {save['problem']}", "make it writable there")
+        ]
     unseen = len(set(marks) - set(seen))
-    shared = Finding("save folder", host.label, True, f"{save['folder']}, writable" + (", shared" if len(marks) > 1 else ""))
+    shared = Finding(
+        "save folder", host.label, True, f"{save['folder']}, writable" + (", shared" if len(marks) > 1 else "")
+    )
     if unseen:
         text = f"{save['folder']}: files of {unseen} of {len(marks)} hosts are not seen here"
         shared = Finding("save folder", host.label, False, text, "mount one file system there on all hosts")
@@ -148,7 +175,11 @@ def connection(host: Host, is_master: bool, port_problem: str, problem: str) -> 
         return Finding("master port", host.label, False, port_problem, remedy)
     if problem:
         return Finding(
-            "master port", host.label, False, problem, "open the ports between the hosts, or pass --master_addr with the right address"
+            "master port",
+            host.label,
+            False,
+            problem,
+            "open the ports between the hosts, or pass --master_addr with the right address",
         )
     return Finding("master port", host.label, True, "free and reached" if is_master else "reached")
 

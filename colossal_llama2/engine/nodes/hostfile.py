@@ -179,7 +179,10 @@ def _parse_entry(words: list[str], path: Path, line: int) -> Host:
         option, equals, text = word.partition("=")
         if not equals or option not in _OPTIONS:
             raise InputError(
-                f"unknown option {word!r}", path=path, line=line, remedy="a host takes slots=N and port=N, one host a line"
+                f"unknown option {word!r}",
+                path=path,
+                line=line,
+                remedy="a host takes slots=N and port=N, one host a line",
             )
         if option in values:
             raise InputError(f"{option} is given twice", path=path, line=line, remedy="give it once")

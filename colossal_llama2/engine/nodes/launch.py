@@ -12,10 +12,12 @@ from typing import Any
 from colossal_llama2 import cli
 from colossal_llama2.engine.nodes import frames
 from colossal_llama2.engine.nodes.hostfile import Host, ranks_per_host, read_hostfile
+from colossal_llama2.engine.nodes.node import Node, Outcome
 from colossal_llama2.engine.nodes.printer import Printer
 from colossal_llama2.engine.nodes.remote import SILENCE_SECONDS, Ssh, module_command
 from colossal_llama2.engine.nodes.restarts import Restarts
-from colossal_llama2.engine.nodes.supervisor import Node, Outcome, StopSignals, Supervisor
+from colossal_llama2.engine.nodes.signals import StopSignals
+from colossal_llama2.engine.nodes.supervisor import Supervisor
 from colossal_llama2.errors import InputError
 
 _WATCHDOG = "colossal_llama2.engine.nodes.watchdog"
@@ -65,12 +67,13 @@ def main(settings: LaunchSettings, script: Sequence[str]) -> int:
     _check(settings, script)
     hosts = [Host("localhost")] if settings.hostfile is None else read_hostfile(settings.hostfile)
     nproc = ranks_per_host(hosts, settings.nproc_per_node, settings.hostfile or Path("hostfile"))
+    master = _master_address(settings, hosts)
     stop = StopSignals(settings.stop_seconds)
     restarts = Restarts(script, Path.cwd())
     command = list(script)
     for attempt in range(settings.max_restarts + 1):
         printer = Printer(name_hosts=settings.hostfile is not None)
-        outcome = _start(settings, hosts, nproc, command, printer, stop)
+        outcome = _start(settings, (hosts, nproc, master), command, printer, stop)
         _tell(outcome, printer)
         if not outcome.may_restart or stop.number is not None or attempt == settings.max_restarts:
             break
@@ -108,14 +111,15 @@ def _check(settings: LaunchSettings, script: Sequence[str]) -> None:
 
 def _start(
     settings: LaunchSettings,
-    hosts: Sequence[Host],
-    nproc: int,
+    world: tuple[Sequence[Host], int, str],
     script: Sequence[str],
     printer: Printer,
     stop: StopSignals,
 ) -> Outcome:
-    ssh = Ssh(settings.ssh_config and settings.ssh_config.absolute(), settings.connect_seconds, settings.silence_seconds)
-    master = _master_address(settings, hosts)
+    ssh = Ssh(
+        settings.ssh_config and settings.ssh_config.absolute(), settings.connect_seconds, settings.silence_seconds
+    )
+    hosts, nproc, master = world
 
     def job_of(number: int, free_port: int) -> dict[str, Any]:
         rendezvous = {

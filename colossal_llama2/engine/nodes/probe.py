@@ -1,8 +1,8 @@
 """What `tools/doctor.py` asks a host: reads one request on standard input, answers with one JSON object.
 
 Requests: ``{"look": {...}}`` tells what the host is like and leaves a mark in the save folder; ``{"marks": {...}}``
-tells which hosts' marks it sees, removes its own, and tries to reach the master; ``{"listen": port}`` is the master, until
-standard input ends.
+tells which hosts' marks it sees and whether it reaches the master; ``{"remove": path}`` takes a mark away;
+``{"listen": port}`` is the master, until standard input ends.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def look(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def look_for_marks(request: dict[str, Any]) -> dict[str, Any]:
-    """Tell which marks are seen in a folder, whether the master answers, and remove the own mark."""
+    """Tell which marks are seen, and what keeps the master from being reached."""
     seen = []
     for path in request["marks"]:
         try:

@@ -1,4 +1,4 @@
-"""How `train.py` is started again after a failure: from its last whole checkpoint, and never over another run's files."""
+"""How `train.py` is started again after a failure: from its last whole checkpoint, never over another run."""
 
 from __future__ import annotations
 

@@ -6,17 +6,16 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from types import FrameType
 from typing import IO, Any
 
 from colossal_llama2.engine.nodes import frames
+from colossal_llama2.engine.nodes.node import Node, Outcome
 from colossal_llama2.engine.nodes.printer import Printer
+from colossal_llama2.engine.nodes.signals import StopSignals
 
 EXIT_USER_MISTAKE = 2
 _SECONDS_TO_START = 45.0  # for python on a busy host, after ssh has connected
@@ -24,59 +23,6 @@ _GRACE_AFTER_FAILURE = 5.0
 _GRACE_AFTER_INTERRUPT = 10.0
 _SECONDS_TO_KILL = 12.0  # for a host to report after its grace is over
 _KEPT_LINES = 5
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a start ended.
-
-    Attributes:
-        code: exit code for the launcher.
-        problem: what went wrong, in one line; empty when nothing did, or when a rank has said it already.
-        traceback: of the rank that failed first, if it left one.
-        may_restart: it was a failure, not a user's mistake and not a stop that was asked for.
-    """
-
-    code: int
-    problem: str = ""
-    traceback: str = ""
-    may_restart: bool = False
-
-
-@dataclass
-class Node:
-    """A host while it takes part.
-
-    Attributes:
-        label: its name in the output.
-        command: what starts the watchdog there.
-        ready: what the watchdog said when it was there.
-        done: what it said at the end.
-        gone: its connection has ended.
-    """
-
-    label: str
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    ready: dict[str, Any] | None = None
-    done: dict[str, Any] | None = None
-    gone: bool = False
-    heard: float = 0.0
-    complaints: list[str] = field(default_factory=list)
-
-    def tell(self, frame: dict[str, Any]) -> None:
-        """Send a frame; a connection that takes none will be noticed by its silence."""
-        assert self.process is not None
-        assert self.process.stdin is not None
-        with suppress(OSError, ValueError):
-            os.write(self.process.stdin.fileno(), frames.encode(frame))
-
-    def close(self) -> None:
-        """End the connection; a watchdog that can still hear ends its job then."""
-        if self.process is None or self.process.stdin is None:
-            return
-        with suppress(OSError):
-            self.process.stdin.close()
 
 
 class Supervisor:
@@ -138,14 +84,20 @@ class Supervisor:
         assert node.process.stdin is not None
         os.set_blocking(node.process.stdin.fileno(), False)
         node.heard = time.monotonic()
-        for stream, kind in ((node.process.stdout, "frame"), (node.process.stderr, "complaint")):
-            threading.Thread(target=self._pump, args=(node, stream, kind), daemon=True).start()
+        assert node.process.stdout is not None
+        assert node.process.stderr is not None
+        complaints = threading.Thread(target=self._pump, args=(node, node.process.stderr, "complaint"), daemon=True)
+        complaints.start()
+        threading.Thread(target=self._pump_all, args=(node, node.process.stdout, complaints), daemon=True).start()
 
     def _pump(self, node: Node, stream: IO[bytes], kind: str) -> None:
         for line in stream:
             self._events.put((node, kind, line.rstrip(b"\r\n")))
-        if kind == "frame":
-            self._events.put((node, "end", b""))
+
+    def _pump_all(self, node: Node, stdout: IO[bytes], complaints: threading.Thread) -> None:
+        self._pump(node, stdout, "frame")
+        complaints.join(timeout=1)  # what ssh complains of comes before the end that it explains
+        self._events.put((node, "end", b""))
 
     def _take_events(self) -> None:
         with suppress(queue.Empty):
@@ -213,7 +165,9 @@ class Supervisor:
         state = "the connection ended" if node.ready else "cannot be started"
         self._fail(
             Outcome(
-                1, f"{node.label}: {state} (exit code {node.process.poll()}): {said}", may_restart=node.ready is not None
+                1,
+                f"{node.label}: {state} (exit code {node.process.poll()}): {said}",
+                may_restart=node.ready is not None,
             )
         )
 
@@ -283,27 +237,3 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 node.process.kill()
                 node.process.wait()
-
-
-class StopSignals:
-    """Remembers SIGINT, SIGTERM and SIGHUP for the supervisor; one that was ignored before (nohup) stays ignored.
-
-    Args:
-        grace: seconds that ranks have after SIGTERM and SIGHUP, to save a checkpoint.
-    """
-
-    def __init__(self, grace: float) -> None:
-        self.grace = grace
-        self.number: int | None = None
-        self.count = 0
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # a host that is gone must not take the launcher with it
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._remember)
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.number = signal.SIGTERM if number == signal.SIGHUP else number
-        self.count += 1
-        if number == signal.SIGHUP:  # the terminal is gone, and writing to it would fail
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())

@@ -89,7 +89,8 @@ class Watchdog:
 
     def _check_connection(self) -> None:
         if self._connected and time.monotonic() - self._heard > self._silence:
-            print(f"no sign of the launcher for {self._silence:.0f} s", file=sys.stderr, flush=True)
+            with suppress(OSError):  # whoever read this may be gone
+                print(f"no sign of the launcher for {self._silence:.0f} s", file=sys.stderr, flush=True)
             self._lose_launcher()
 
     def _lose_launcher(self) -> None:
@@ -232,7 +233,10 @@ def _free_port() -> int:
 def main() -> int:
     """Serve one launch."""
     lifeline.adopt_orphans()
-    return Watchdog().run()
+    try:
+        return Watchdog().run()
+    finally:
+        lifeline.kill_descendants()
 
 
 if __name__ == "__main__":

@@ -60,8 +60,10 @@ lifeline.reap_orphans()
 
 
 def test_a_child_dies_with_its_parent() -> None:
-    child = "from colossal_llama2.engine.nodes import lifeline as l; l.die_with_parent(); print('up', flush=True); import time; time.sleep(1000)"
-    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid, flush=True); p.wait()"
+    child = "import time; from colossal_llama2.engine.nodes import lifeline; lifeline.die_with_parent(); "
+    child += "print('up', flush=True); time.sleep(1000)"
+    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); "
+    parent += "print(p.pid, flush=True); p.wait()"
     started = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     lines = {started.stdout.readline().strip() for _ in range(2)}

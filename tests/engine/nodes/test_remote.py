@@ -13,7 +13,22 @@ import pytest
 from colossal_llama2.engine.nodes.hostfile import Host
 from colossal_llama2.engine.nodes.remote import Ssh, is_here, module_command, ssh_command
 
-NASTY = ["a b", "it's", '"q"', "$(touch gone)", "`touch gone`", "new\nline", "", "*", "~", "$HOME", "\\", "-x", ";", "汉"]
+NASTY = [
+    "a b",
+    "it's",
+    '"q"',
+    "$(touch gone)",
+    "`touch gone`",
+    "new\nline",
+    "",
+    "*",
+    "~",
+    "$HOME",
+    "\\",
+    "-x",
+    ";",
+    "汉",
+]
 ECHO = [sys.executable, "-c", "import json, os, sys; print(json.dumps([os.getcwd(), sys.argv[1:]]))"]
 
 
