@@ -215,7 +215,9 @@ def whole_colossalai(bench: Bench) -> dict[str, Any]:
 def killed_rank(bench: Bench) -> dict[str, Any]:
     """Kill the far rank; `--max_restarts 1` goes on by itself."""
     name = "killed_rank"
-    process = bench.start(bench.launcher(bench.train_flags(name), "--max_restarts", "1"), name)
+    process = bench.start(
+        bench.launcher(bench.train_flags(name), "--max_restarts", "1", "--restart_seconds", "0"), name
+    )
     wait_for(lambda: len(bench.curve(name)) >= CUT_AFTER, 200, f"{name} does not train")
     (rank,) = [pid for pid in bench.hosts.job_pids(FAR) if _is_rank(pid)]
     os.kill(rank, signal.SIGKILL)

@@ -44,6 +44,8 @@ class LaunchSettings:
     """Environment variables that other hosts get from here, as NAME,NAME; nothing else is passed on."""
     max_restarts: int = 0
     """How often to start again after a failure; `train.py` then goes on from its last whole checkpoint."""
+    restart_seconds: float = 10.0
+    """Pause before a restart: a host that went down needs time to come back."""
     ssh_config: Path | None = None
     """Configuration file for ssh (default: ssh's own)."""
     connect_seconds: int = 15
@@ -75,7 +77,8 @@ def main(settings: LaunchSettings, script: Sequence[str]) -> int:
         printer = Printer(name_hosts=settings.hostfile is not None)
         outcome = _start(settings, (hosts, nproc, master), command, printer, stop)
         _tell(outcome, printer)
-        if not outcome.may_restart or stop.number is not None or attempt == settings.max_restarts:
+        hopeless = not outcome.may_restart and not (outcome.is_unreachable and attempt)
+        if hopeless or attempt == settings.max_restarts or stop.wait(settings.restart_seconds):
             break
         command, how = restarts.command()
         printer.note(f"restart {attempt + 1} of {settings.max_restarts}, {how}")
@@ -92,6 +95,7 @@ def _check(settings: LaunchSettings, script: Sequence[str]) -> None:
     least = {
         "nproc_per_node": (1 if settings.nproc_per_node is None else settings.nproc_per_node, 1),
         "max_restarts": (settings.max_restarts, 0),
+        "restart_seconds": (settings.restart_seconds, 0),
         "connect_seconds": (settings.connect_seconds, 1),
         "silence_seconds": (settings.silence_seconds, 3 * frames.BEAT_SECONDS),
         "stop_seconds": (settings.stop_seconds, 0),

@@ -20,12 +20,14 @@ class Outcome:
         problem: what went wrong, in one line; empty when nothing did, or when a rank has said it already.
         traceback: of the rank that failed first, if it left one.
         may_restart: it was a failure, not a user's mistake and not a stop that was asked for.
+        is_unreachable: a host did not answer at all: a mistake at first, but not once it has answered before.
     """
 
     code: int
     problem: str = ""
     traceback: str = ""
     may_restart: bool = False
+    is_unreachable: bool = False
 
 
 @dataclass

@@ -30,14 +30,18 @@ class Printer:
         else:
             where = f"{label} rank {rank}" if self._name_hosts else f"rank {rank}"
             print(f"[{where}] {text}", file=sys.stderr if is_error else sys.stdout, flush=True)
-        self.release(_HOLD_SECONDS)
+        self.release_old()
 
     def note(self, text: str) -> None:
         """Print a line of the launcher itself."""
         print(text, file=sys.stderr, flush=True)
 
-    def release(self, older_than: float = 0.0) -> None:
+    def release_old(self) -> None:
         """Print the lines that have been held long enough."""
+        self.release(_HOLD_SECONDS)
+
+    def release(self, older_than: float = 0.0) -> None:
+        """Print the lines held back, or the older ones of them."""
         while self._held and time.monotonic() - self._held[0][0] >= older_than:
             print(self._held.popleft()[1], file=sys.stderr, flush=True)
 

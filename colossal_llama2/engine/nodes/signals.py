@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from types import FrameType
 
@@ -24,6 +25,13 @@ class StopSignals:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._remember)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, unless a signal has come or comes; tell whether one has."""
+        deadline = time.monotonic() + seconds
+        while self.number is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return self.number is not None
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.number = signal.SIGTERM if number == signal.SIGHUP else number

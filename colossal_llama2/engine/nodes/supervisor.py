@@ -23,6 +23,8 @@ _GRACE_AFTER_FAILURE = 5.0
 _GRACE_AFTER_INTERRUPT = 10.0
 _SECONDS_TO_KILL = 12.0  # for a host to report after its grace is over
 _KEPT_LINES = 5
+_MOST_WAITING = 10_000  # lines; beyond it the hosts wait, as on any slow terminal
+_MOST_AT_ONCE = 1_000
 
 
 class Supervisor:
@@ -49,7 +51,9 @@ class Supervisor:
         self._printer = printer
         self._silence = silence_seconds
         self._start_by = time.monotonic() + connect_seconds + _SECONDS_TO_START
-        self._events: queue.SimpleQueue[tuple[Node, str, bytes]] = queue.SimpleQueue()
+        self._events: queue.Queue[tuple[Node, str, bytes]] = queue.Queue(maxsize=_MOST_WAITING)
+        self._looked = time.monotonic()
+        self._over = threading.Event()
         self._started = False
         self._outcome: Outcome | None = None
         self._end_by: float | None = None
@@ -60,18 +64,22 @@ class Supervisor:
         try:
             for node in self._nodes:
                 self._connect(node)
-            last_beat = 0.0
+            threading.Thread(target=self._beat, daemon=True).start()
             while any(node.done is None and not node.gone for node in self._nodes):
                 self._take_events()
                 self._check_time()
                 self._heed(stop)
-                if time.monotonic() - last_beat > frames.BEAT_SECONDS:
-                    last_beat = time.monotonic()
-                    for node in self._nodes:
-                        node.tell(frames.BEAT)
+                self._printer.release_old()
             return self._conclude()
         finally:
+            self._over.set()
             self._disconnect()
+
+    def _beat(self) -> None:
+        """Tell the hosts that this process is there, even while a terminal that is held up holds the output up."""
+        while not self._over.wait(frames.BEAT_SECONDS):
+            for node in self._nodes:
+                node.tell(frames.BEAT)
 
     def _connect(self, node: Node) -> None:
         node.process = subprocess.Popen(
@@ -102,9 +110,10 @@ class Supervisor:
     def _take_events(self) -> None:
         with suppress(queue.Empty):
             node, kind, line = self._events.get(timeout=0.2)
-            while True:
+            for _ in range(_MOST_AT_ONCE):
                 self._take(node, kind, line)
                 node, kind, line = self._events.get_nowait()
+            self._take(node, kind, line)
 
     def _take(self, node: Node, kind: str, line: bytes) -> None:
         if kind == "end":
@@ -163,17 +172,15 @@ class Supervisor:
             node.process.wait(timeout=1)
         said = "; ".join(filter(None, map(str.strip, node.complaints))) or "nothing was said"
         state = "the connection ended" if node.ready else "cannot be started"
-        self._fail(
-            Outcome(
-                1,
-                f"{node.label}: {state} (exit code {node.process.poll()}): {said}",
-                may_restart=node.ready is not None,
-            )
-        )
+        text = f"{node.label}: {state} (exit code {node.process.poll()}): {said}"
+        self._fail(Outcome(1, text, may_restart=node.ready is not None, is_unreachable=node.ready is None))
 
     def _check_time(self) -> None:
         now = time.monotonic()
+        held_up, self._looked = now - self._looked > frames.BEAT_SECONDS, now
         for node in self._nodes:
+            if held_up:  # what the hosts said meanwhile may still lie in the queue
+                node.heard = now
             if node.done is not None or node.gone or node.process is None:
                 continue
             if node.ready is None and now > self._start_by:

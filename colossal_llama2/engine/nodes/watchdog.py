@@ -30,6 +30,7 @@ NODE_DIR = "COLOSSAL_LLAMA2_NODE_DIR"  # environment variable: a folder of the j
 FAILURE_FILE = "failure.json"
 _CHUNK = 65536
 _CHUNKS_AT_ONCE = 16
+_IDLE_SECONDS, _BUSY_SECONDS = 0.1, 0.005
 _MOST_UNSENT = 4 << 20  # bytes; beyond it the job's pipes fill up and it waits, as it would on any slow terminal
 _GRACE_AFTER_LOSS = 5.0  # seconds
 
@@ -55,7 +56,7 @@ class Watchdog:
         signal.signal(signal.SIGTERM, self._on_sigterm)
         self._say({"ready": _free_port(), "host": socket.gethostname(), "pid": os.getpid()})
         while self._connected or self._job is not None:
-            for key, _ in self._selector.select(timeout=0.1):
+            for key, _ in self._selector.select(timeout=_BUSY_SECONDS if self._unsent else _IDLE_SECONDS):
                 if key.fd == 0:
                     self._listen()
             self._check_connection()

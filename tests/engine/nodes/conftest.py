@@ -37,7 +37,7 @@ def stub_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny_run_flags(tiny_model_dir: Path, tmp_path: Path) -> Callable[[Path], list[str]]:
-    """Give a function that spells a run of 40 steps on a tiny corpus, saved into the folder named."""
+    """Give a function that spells a run of 30 steps on a tiny corpus, saved into the folder named."""
     from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
 
     lines = [{"source": "", "target": f"the quick brown fox jumps {i} times", "category": "a"} for i in range(80)]
@@ -57,7 +57,7 @@ def tiny_run_flags(tiny_model_dir: Path, tmp_path: Path) -> Callable[[Path], lis
 
     def flags(save_dir: Path) -> list[str]:
         inputs = ["--pretrained", str(tiny_model_dir), "--dataset", str(tmp_path / "arrow"), "--max_length", "32"]
-        steps = ["--max_steps", "40", "--num_epochs", "9", "--save_interval", "4", "--mixed_precision", "bf16"]
+        steps = ["--max_steps", "30", "--num_epochs", "9", "--save_interval", "10", "--mixed_precision", "bf16"]
         return [*inputs, *steps, "--save_dir", str(save_dir)]
 
     return flags

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def launch(*arguments: object, cwd: Path = ROOT, **environment: str) -> subproce
         text=True,
         cwd=cwd,
         check=False,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
     )
 
@@ -159,6 +160,7 @@ def test_a_mistake_in_the_script_is_one_line_and_exit_2(two_nodes: list[str], tm
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_killed_run_goes_on_by_itself(
     tiny_run_flags: Callable[[Path], list[str]], two_nodes: list[str], tmp_path: Path
 ) -> None:
@@ -169,13 +171,13 @@ def test_a_killed_run_goes_on_by_itself(
         "import os, sys, threading, time\nfrom pathlib import Path\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "def kill():\n"
-        f"    while not Path({str(tmp_path)!r}, 'out/epoch-0_step-4/running_states.json').exists(): time.sleep(0.01)\n"
+        f"    while not Path({str(tmp_path)!r}, 'out/epoch-0_step-10/running_states.json').exists(): time.sleep(0.01)\n"
         "    os.kill(os.getpid(), 9)\n"
         "if os.environ['RANK'] == '1' and '--load_checkpoint' not in sys.argv:\n"
         "    threading.Thread(target=kill, daemon=True).start()\n"
         + (ROOT / "train.py").read_text().replace("from __future__ import annotations\n", "")
     )
-    flags = [*two_nodes, "--max_restarts", "1"]
+    flags = [*two_nodes, "--max_restarts", "1", "--restart_seconds", "0"]
     done = launch(*flags, "--", tmp_path / "train.py", *tiny_run_flags(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "restart 1 of 1, from epoch-0_step-" in done.stderr
@@ -184,7 +186,35 @@ def test_a_killed_run_goes_on_by_itself(
         for name in ("whole", "out")
     ]
     assert curves[0] == curves[1]
-    assert len(curves[0]) == 40
+    assert len(curves[0]) == 30
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_sigterm_saves_a_checkpoint_on_the_way_out(
+    tiny_run_flags: Callable[[Path], list[str]], two_nodes: list[str], tmp_path: Path
+) -> None:
+    script = ["train.py", *tiny_run_flags(tmp_path / "out"), "--save_interval", "0", "--max_steps", "5000"]
+    process = subprocess.Popen(
+        [sys.executable, "tools/launch.py", *two_nodes, "--", *script, "--num_epochs", "1000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    metrics = tmp_path / "out" / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.is_file() and metrics.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "SIGTERM: stopping" in err
+    assert "stopped by SIGTERM at step" in out
+    assert list((tmp_path / "out").glob("epoch-*_step-*/running_states.json"))
 
 
 @pytest.mark.long

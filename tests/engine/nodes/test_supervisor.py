@@ -201,3 +201,15 @@ def test_a_silent_host_is_given_up(supervise: Callable[..., subprocess.Popen[str
     assert_gone([job_a], 1)
     watchdog.resume()
     assert_gone([job_b, orphan])
+
+
+@pytest.mark.long
+def test_a_terminal_held_up_harms_nobody(supervise: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """Ctrl-S, or a pager: nobody reads for longer than silence may last, while a rank prints without end."""
+    flood = r"""yes "$(printf '\x1e0\x1e%01000d' 1)" | head -n 25000; echo $$ > $PIDS/flooded"""
+    process = supervise([bash(flood), bash("sleep 6")], silence=3.0)
+    time.sleep(8)
+    assert not (tmp_path / "flooded").exists(), "the job waits for its terminal"
+    outcome, out, err = finish(process)
+    assert outcome == [0, "", False], err
+    assert out.count("\n") == 25_000
