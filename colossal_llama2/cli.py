@@ -8,7 +8,6 @@ import io
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -16,6 +15,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import tyro
 import yaml
 
+from colossal_llama2 import failing
 from colossal_llama2.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -48,8 +48,8 @@ def run(
     except KeyboardInterrupt:
         _say("interrupted")
         code = 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        failing.report_failure(error)
         code = EXIT_FAILURE
     sys.stdout.flush()
     sys.stderr.flush()
@@ -124,10 +124,11 @@ def comma_separated(value: str) -> list[str]:
 
 
 def _complain(error: InputError) -> None:
-    """Let the first rank speak; the launcher ends all ranks when one has left, so the others wait for it.
+    """Let the first rank speak, and torchrun know; that ends all ranks when one has left, so the others wait.
 
     A rank that is still there after that has found something the first one has not, and says so itself.
     """
+    failing.leave_word(f"error: {error}", "")
     if not is_speaking_rank():
         time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
         print(f"error: rank {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)

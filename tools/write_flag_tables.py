@@ -7,6 +7,9 @@ from pathlib import Path
 
 from colossal_llama2.chat.generate import GenerateSettings
 from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
+from colossal_llama2.engine.nodes.doctor import DoctorSettings
+from colossal_llama2.engine.nodes.launch import LaunchSettings
+from colossal_llama2.engine.nodes.plain import PlainSettings
 from colossal_llama2.flag_tables import flag_table
 from colossal_llama2.model import init_model
 from colossal_llama2.model.merge_lora import MergeSettings
@@ -21,6 +24,9 @@ COMMANDS = {
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
     "train.py": TrainSettings,
     "tools/merge_lora.py": MergeSettings,
+    "tools/launch.py": LaunchSettings,
+    "tools/doctor.py": DoctorSettings,
+    "tools/plain_hostfile.py": PlainSettings,
     "tools/generate.py": GenerateSettings,
     "tools/evaluate.py": EvaluateSettings,
 }

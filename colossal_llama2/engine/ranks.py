@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import sys
 from datetime import timedelta
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from colossal_llama2.engine import compat
+from colossal_llama2.engine.nodes import lifeline
 
 
 def launch(seed: int, timeout_minutes: int = 30) -> None:
@@ -30,6 +32,9 @@ def launch(seed: int, timeout_minutes: int = 30) -> None:
     timeout = timedelta(minutes=timeout_minutes)
     # ColossalAI's launch_from_torch offers no timeout and needs a launcher; the process group is all it would add.
     if "RANK" in os.environ:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            lifeline.die_with_parent()  # a torchrun that is killed leaves its ranks behind otherwise
+        lifeline.watch_connections()
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
@@ -49,8 +54,13 @@ def seed_dropout(seed: int, data_rank: int) -> None:
 
 
 def close() -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_initialized():
+    """Leave the process group, if there is one.
+
+    On the way out of a failure it is left as it is: taking it down waits for peers that wait for this rank, and the
+    traceback would not be seen before they give up. The end of the process takes it down at once.
+    """
+    failing = sys.exc_info()[0] is not None
+    if dist.is_initialized() and not (failing and dist.get_world_size() > 1):
         dist.destroy_process_group()
 
 
