@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from colossal_llama2.engine.checkpoint import whole_checkpoints
+from colossal_llama2.engine.checkpoint_folders import whole_checkpoints
 from colossal_llama2.engine.nodes.restarts import Restarts, flag_value, set_flag
 
 
