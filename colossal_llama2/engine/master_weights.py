@@ -11,8 +11,8 @@ import torch.distributed as dist
 
 
 def boosted_module(model: Any) -> torch.nn.Module:
-    """Return the module inside what ``booster.boost`` returned, an adapter's wrapper still around it."""
-    module: torch.nn.Module = model.unwrap() if hasattr(model, "gemini_manager") else model.unwrap(unwrap_peft=False)
+    """Return the model inside what ``booster.boost`` returned."""
+    module: torch.nn.Module = model.unwrap()
     return module
 
 

@@ -21,7 +21,7 @@ def styles(model: Any) -> dict[str, str]:
     """Return how each module is divided over tensor-parallel ranks, by its name in `model`.
 
     Args:
-        model: a transformers causal language model, without adapters around it.
+        model: a transformers causal language model; layers may have adapters in them.
 
     Raises:
         InputError: it publishes no plan, or one with a style that is not known here.
@@ -55,7 +55,7 @@ def check_model(settings: PluginSettings, model: Any) -> None:
 
     Args:
         settings: the plugin's.
-        model: a transformers causal language model, without adapters around it.
+        model: a transformers causal language model; layers may have adapters in them.
 
     Raises:
         InputError: with the number that stands in the way.

@@ -42,12 +42,11 @@ class ElsewhereLayer(nn.Module):
 
 
 class PlanPolicy(Policy):
-    """A policy for any causal language model that publishes a plan; a model with adapters arrives in its wrapper."""
+    """A policy for any causal language model that publishes a plan, with adapters in its layers or without."""
 
     def set_model(self, model: Any) -> None:
-        """Take the model, and look through peft's wrapper."""
-        self.outer = model
-        self.model: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+        """Take the model, and its part without the head."""
+        self.model: Any = model
         self.base: Any = getattr(self.model, self.model.base_model_prefix)
 
     def config_sanity_check(self) -> None:
@@ -57,8 +56,8 @@ class PlanPolicy(Policy):
         """Remember whether the head shares the embedding's weight, before anything is swapped."""
         head = self.model.get_output_embeddings()
         self.tied = head.weight is self.model.get_input_embeddings().weight
-        outer: nn.Module = self.outer  # what is returned is what gets divided
-        return outer
+        model: nn.Module = self.model  # what is returned is what gets divided
+        return model
 
     def module_policy(self) -> dict[Any, ModulePolicyDescription]:
         """Name the modules that tensor parallelism replaces, and by what."""
@@ -122,8 +121,8 @@ class PlanPolicy(Policy):
             self._number_rows()
         if self.shard_config.enable_sequence_parallelism:
             self._divide_sequence(chunks)
-        outer: nn.Module = self.outer
-        return outer
+        model: nn.Module = self.model
+        return model
 
     def _leave_out_other_stages(self, ranges: list[tuple[int, int]]) -> None:
         manager, base = self.pipeline_stage_manager, self.base

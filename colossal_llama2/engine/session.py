@@ -79,7 +79,7 @@ class Session:
         self.adapter: Adapter | None = None  # set on a LoRA run, whose checkpoints then hold the adapter alone
         self.mesh = settings.mesh(ranks.rank(), ranks.world_size())
         if settings.plugin == "3d":
-            check_model(settings, _without_adapters(model))
+            check_model(settings, model)
         self.plugin = build_plugin(settings, model, accumulates)
         self.booster = Booster(plugin=self.plugin)
         optimizer = FusedAdamW(parameter_groups, lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps)
@@ -172,7 +172,8 @@ class Session:
         return self.booster.no_sync(self.model, self.optimizer)
 
     def _choose_cross_entropy(self) -> CrossEntropySum:
-        head = _without_adapters(boosted_module(self.model)).get_output_embeddings() if self.settings.tp > 1 else None
+        model: Any = boosted_module(self.model)
+        head = model.get_output_embeddings() if self.settings.tp > 1 else None
         if head is None or not hasattr(head, "new_num_embeddings"):  # undivided, or on another pipeline stage
             return _whole_cross_entropy_sum
         group, place = self.plugin.tp_group, self.mesh.place[2]
@@ -224,11 +225,6 @@ class Session:
 def _weights_rounded_by(dtype: torch.dtype, model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
     """Remember the weights that casting to `dtype` would round (bf16 rounds fp16); boosting replaces their storage."""
     return {p: p.data for p in model.parameters() if torch.promote_types(p.dtype, dtype) != dtype}
-
-
-def _without_adapters(model: Any) -> Any:
-    """Look through peft's wrapper."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _whole_cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -27,7 +27,7 @@ def held_by(names: list[str]) -> Any:
                 owner.add_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
         owner.register_parameter(last, nn.Parameter(nn.Linear(1, 1).weight, requires_grad=name != "frozen"))
-    return SimpleNamespace(model=SimpleNamespace(unwrap=lambda unwrap_peft: model), adapter=None)
+    return SimpleNamespace(model=SimpleNamespace(unwrap=lambda: model), adapter=None)
 
 
 @pytest.mark.parametrize(
