@@ -139,7 +139,7 @@ class PlanPolicy(Policy):
         group = self.shard_config.tensor_parallel_process_group
         for name, module in self.model.named_modules():
             if self.styles.get(name) == REPLICATED:
-                for parameter in module.parameters():
+                for parameter in (p for p in module.parameters() if p.requires_grad):
                     parameter.register_hook(lambda gradient: _summed(gradient, group))
 
     def _number_rows(self) -> None:
