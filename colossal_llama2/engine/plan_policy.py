@@ -160,6 +160,9 @@ class PlanPolicy(Policy):
             blocks = [module for name, module in self.model.named_modules() if name in parents]
             sequence_parallel.gather_before(blocks, group)
             sequence_parallel.mark_partial_norms(layers, blocks)
+            for name, module in self.model.named_modules():
+                if self.styles.get(name) == ROW and hasattr(module, "lora_B"):
+                    sequence_parallel.mark_partial(module.lora_B)  # whole, and applied to a part of the sequence
         else:
             sequence_parallel.exchange_in_attention(self.model, layers, group)
 

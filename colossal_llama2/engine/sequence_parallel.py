@@ -71,8 +71,13 @@ def mark_partial_norms(layers: Iterable[nn.Module], blocks: Iterable[nn.Module])
     for layer in layers:
         for module in layer.modules():
             if "Norm" in type(module).__name__ and id(module) not in gathered:
-                for parameter in module.parameters(recurse=False):
-                    SeqParallelUtils.marked_as_sp_partial_derived_param(parameter)
+                mark_partial(module)
+
+
+def mark_partial(module: nn.Module) -> None:
+    """Have the gradients of a module that sees a part of the sequence added up over the ranks (split_gather)."""
+    for parameter in module.parameters():
+        SeqParallelUtils.marked_as_sp_partial_derived_param(parameter)
 
 
 def exchange_in_attention(model: Any, layers: Iterable[nn.Module], group: Any) -> None:

@@ -48,6 +48,9 @@ LONG = [
         "gemini": ("fp16", "bf16"),
         "gemini_auto": ("fp16", "bf16"),
         "ddp": ("fp16", "bf16", "fp32"),
+        "3d --tp 2": ("fp16", "bf16"),
+        "3d --pp 2": ("fp16", "bf16"),
+        "3d --sp 2": ("bf16",),
     }.items()
     for precision in precisions
     for dtype, tied in (("float16", False), ("bfloat16", False), ("float32", False), ("float32", True))
@@ -60,6 +63,7 @@ LONG = [
         ("zero2", "fp16", "bfloat16", False),
         ("gemini", "bf16", "float32", True),
         ("ddp", "fp32", "float16", False),
+        ("3d --tp 2", "bf16", "float32", True),
         *LONG,
     ],
 )
@@ -73,7 +77,7 @@ def test_base_rows_stay_to_the_last_bit(
     tied: bool,
 ) -> None:
     model_dir, corpus = expanded(dtype, tied)
-    flags = [*FLAGS, "--plugin", plugin, "--mixed_precision", precision, "--train_new_rows_only"]
+    flags = [*FLAGS, "--plugin", *plugin.split(), "--mixed_precision", precision, "--train_new_rows_only"]
     run = train_on(2, tmp_path / "run", *flags, model_dir=model_dir, corpus=corpus)
     assert run.code == 0, run.output
     assert not any(line["skipped"] for line in run.metrics[1:]), "nothing but overflows"
