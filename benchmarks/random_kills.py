@@ -175,9 +175,10 @@ def _start_and_kill(warm: Any, start: Sequence[object], killed: Path, draw: rand
     finished = run.wait()
     tally.kills[kind] += 1
     tally.while_saving += any(killed.glob(".epoch-*.partial"))
-    logged = [line["step"] for line in _metrics(killed)]
-    lost = max(logged, default=0) - _newest_step(killed)
-    tally.lost_steps.append(max(lost, 0))
+    # A run that was killed before it began its log leaves the lines of the one before, which have been counted.
+    logged = [line["step"] for line in _metrics(killed)] if _log_file(killed) != log else []
+    lost = max(max(logged, default=0) - _newest_step(killed), 0)
+    tally.lost_steps.append(lost)
     if finished.code != -signal.SIGKILL:
         tally.problems.append(f"ended by itself with {finished.code}: {finished.output[-3000:]}")
     if before and kind != "starting" and "resumed " not in finished.output:
