@@ -41,6 +41,7 @@ def install() -> None:
         _patch_tied_weights()
         _patch_padded_vocabulary()
         _patch_stages_without_gradients()
+        _patch_ddp_inside_3d()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -207,6 +208,23 @@ def _patch_stages_without_gradients() -> None:
     for name in ("HybridParallelNaiveOptimizer", "HybridParallelAMPOptimizer", "HybridParallelZeroOptimizer"):
         owner = _must_have(plugin, name)
         owner._compute_grad_norm = taking_part(_must_have(owner, "_compute_grad_norm"))
+
+
+def _patch_ddp_inside_3d() -> None:
+    """booster/plugin/hybrid_parallel_plugin.py wraps the model in torch's DDP where there is neither pipeline nor ZeRO.
+
+    DDP hooks on to each weight's gradient accumulator, and torch makes a new one when a weight changes its dtype, as it
+    does for a save from the masters: then nothing is averaged any more. `Session` averages once a step instead, as
+    the plugin does in a pipeline. Goes when checkpoints of 3d are written without changing the weights' dtype.
+    """
+    from colossalai.booster.plugin import hybrid_parallel_plugin as plugin
+
+    class HybridParallelModule(_must_have(plugin, "HybridParallelModule")):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            assert "use_ddp" in kwargs, "ColossalAI passes it by name"
+            super().__init__(*args, **{**kwargs, "use_ddp": False})
+
+    plugin.HybridParallelModule = HybridParallelModule
 
 
 def _use_cpu_accelerator() -> None:

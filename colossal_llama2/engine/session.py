@@ -144,6 +144,8 @@ class Session:
                 del output
                 self.backward(loss * weight)
             total += loss.detach()
+        if self.settings.plugin == "3d" and self.plugin.zero_stage == 0:
+            self.model.sync_dp_grads()
         return total
 
     def backward(self, loss: torch.Tensor) -> None:

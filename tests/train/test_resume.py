@@ -59,13 +59,17 @@ def end_early(command: list[str], save_dir: Path, after: int, how: signal.Signal
         pytest.param("gemini", "bf16", marks=pytest.mark.long),
         pytest.param("gemini_auto", "fp16", marks=pytest.mark.long),
         pytest.param("ddp", "fp16", marks=pytest.mark.long),
+        pytest.param("3d --zero 0", "bf16", marks=pytest.mark.long),
+        pytest.param("3d --zero 2", "fp16", marks=pytest.mark.long),
+        pytest.param("3d --tp 2", "bf16", marks=pytest.mark.long),
+        pytest.param("3d --pp 2", "fp16", marks=pytest.mark.long),
         pytest.param("ddp", "fp32", marks=pytest.mark.long),
     ],
 )
 def test_resuming_is_exact_on_two_ranks(
     train_on: Callable[..., Any], tmp_path: Path, plugin: str, precision: str
 ) -> None:
-    flags = [*FLAGS, "--plugin", plugin, "--mixed_precision", precision]
+    flags = [*FLAGS, "--plugin", *plugin.split(), "--mixed_precision", precision]
     whole = train_on(2, tmp_path / "whole", *flags, "--save_interval", 3)
     assert whole.code == 0, whole.output
     checkpoint = tmp_path / "whole" / "epoch-0_step-6"
