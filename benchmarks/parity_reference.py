@@ -28,7 +28,7 @@ def make_inputs(folder: Path) -> tuple[Path, Path]:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        initializer_range=0.2,
+        initializer_range=0.1,
         bos_token_id=1,
         eos_token_id=2,
     )
