@@ -84,8 +84,8 @@ class Session:
         self.booster = Booster(plugin=self.plugin)
         optimizer = FusedAdamW(parameter_groups, lr=adam.lr, betas=(adam.beta1, adam.beta2), eps=adam.eps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_multiplier)
-        if settings.plugin == "ddp":
-            model.float()  # master weights; autocast computes in half precision
+        if settings.plugin == "ddp" or settings.precision == "fp32":
+            model.float()  # ddp's master weights; and ZeRO computes fp32 in whatever the model is stored in
         model.train()
         rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
         self._adam, self._decays = adam, [group["weight_decay"] for group in optimizer.param_groups]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.plugins import PluginName, PluginSettings
@@ -53,3 +55,22 @@ def test_rotary_frequencies_stay_as_exact_as_they_came(plugin: PluginName) -> No
     for name, buffer in after.items():
         assert buffer.dtype == before[name].dtype
         assert torch.equal(buffer.cpu(), before[name])
+
+
+@pytest.mark.parametrize("plugin", ["zero2", "zero2_cpu", "ddp"])
+def test_fp32_is_fp32_whatever_the_model_is_stored_in(plugin: PluginName) -> None:
+    session = boosted(tiny_llama().bfloat16(), plugin, "fp32")
+    assert {parameter.dtype for parameter in session.model.unwrap().parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("plugin", ["zero2", "zero2_cpu", "gemini", "gemini_auto", "ddp"])
+def test_masters_start_from_the_weights_as_they_came(plugin: PluginName, tmp_path: Path) -> None:
+    model = tiny_llama()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in before.values()), "bf16 holds them all"
+    session = boosted(model, plugin)
+    with session.saved_weights.in_place():
+        session.booster.save_model(session.model, str(tmp_path), shard=True, use_safetensors=True)
+    saved = {name: tensor for path in tmp_path.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    assert saved.keys() == before.keys()
+    assert all(torch.equal(saved[name], before[name]) for name in before)

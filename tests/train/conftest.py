@@ -48,8 +48,6 @@ def corpus_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Pa
 @pytest.fixture(scope="session")
 def expanded(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Callable[..., tuple[Path, Path]]:
     """Give a function that returns a tiny model whose vocabulary was expanded, and a corpus for it; each made once."""
-    from functools import cache
-
     from colossal_llama2.model import init_model
     from colossal_llama2.tokenizer import init_tokenizer
 
@@ -59,15 +57,12 @@ def expanded(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> 
     init_tokenizer.main(init_tokenizer.Settings(tiny_model_dir, work / "tokenizer", work / "pieces.jsonl"))
     prepare_corpus(work, work / "tokenizer")
 
-    @cache
-    def make(dtype: str, tied: bool) -> tuple[Path, Path]:
-        base, target = work / f"base-{dtype}-{tied}", work / f"model-{dtype}-{tied}"
-        save_tiny_model(base, tiny_model_dir, dtype, tied)
-        init_model.main(init_model.Settings(base, work / "tokenizer", target))
-        return target, work / "arrow"
-
     def made(dtype: str = "float32", tied: bool = False) -> tuple[Path, Path]:
-        return make(dtype, tied)  # spelled out: the cache tells a default from the same value given
+        base, target = work / f"base-{dtype}-{tied}", work / f"model-{dtype}-{tied}"
+        if not target.exists():
+            save_tiny_model(base, tiny_model_dir, dtype, tied)
+            init_model.main(init_model.Settings(base, work / "tokenizer", target))
+        return target, work / "arrow"
 
     return made
 
