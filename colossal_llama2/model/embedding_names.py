@@ -42,7 +42,7 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     Raises:
         InputError: transformers does not know the model, or a tensor it must have is not stored.
     """
-    model = _build_without_memory(model_dir)
+    model = build_without_memory(model_dir)
     modules = {id(module): name for name, module in model.named_modules()}
     inputs, output = model.get_input_embeddings(), model.get_output_embeddings()
     if inputs is None or output is None:
@@ -61,7 +61,12 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     return EmbeddingNames(input_name, output_name, bias_name)
 
 
-def _build_without_memory(model_dir: Path) -> Any:
+def build_without_memory(model_dir: Path) -> Any:
+    """Build a causal language model from its configuration on torch's meta device: every shape, not a single weight.
+
+    Raises:
+        InputError: the folder has no configuration of a causal language model that transformers knows.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
