@@ -11,6 +11,7 @@ from colossal_llama2.flag_tables import flag_table
 from colossal_llama2.model import init_model
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
+from colossal_llama2.train.plan import PlanSettings
 from colossal_llama2.train.settings import TrainSettings
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
@@ -19,6 +20,7 @@ COMMANDS = {
     "tools/init_model.py": init_model.Settings,
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
     "train.py": TrainSettings,
+    "tools/plan.py": PlanSettings,
     "tools/generate.py": GenerateSettings,
     "tools/evaluate.py": EvaluateSettings,
 }

@@ -3,7 +3,7 @@
 A layer is norm, attention, norm, gated MLP, with residuals around. What autograd saves follows from transformers' code: a
 linear keeps its input when its weight (or an adapter on it) is trained, a product keeps both factors, SiLU keeps its input,
 RMSNorm computes in fp32 and keeps what it normalised. `tests/engine/test_activation_memory.py` holds each sum to what
-`torch.autograd.graph.saved_tensors_hooks` counts. Dropout is not counted.
+`torch.autograd.graph.saved_tensors_hooks` counts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class KeptInputs:
         mlp_out: of the down projection.
         norms: of the norms' own weights.
         adapter_width: ranks of all LoRA adapters of a layer added up; each keeps what lies between its two matrices.
+        dropped_width: widths of their inputs added up, where dropout gives each a copy of its own and a mask.
     """
 
     attention: bool = True
@@ -34,6 +35,7 @@ class KeptInputs:
     mlp_out: bool = True
     norms: bool = True
     adapter_width: int = 0
+    dropped_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def layer_bytes(shape: ModelShape, batch: MicroBatch) -> int:
     """Bytes one decoder layer keeps when nothing is recomputed."""
     stream = batch.tokens / batch.stream_split * 2 * _norm(shape.hidden, batch)
     inside = batch.tokens / (batch.tp * batch.block_split) * (_heads(shape, batch) + _mlp(shape, batch))
-    adapters = batch.tokens / batch.block_split * batch.kept.adapter_width * batch.element
+    kept = batch.kept.adapter_width * batch.element + batch.kept.dropped_width * (batch.element + 1)
+    adapters = batch.tokens / batch.block_split * kept
     inputs = batch.tokens / batch.block_split * _block_inputs(shape, batch)
     return int(stream + inside + inputs + adapters + _mask(shape, batch))
 

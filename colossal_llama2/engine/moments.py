@@ -72,9 +72,9 @@ def moments_of(shape: ModelShape, request: PlanRequest, stage: int = 0) -> tuple
         is_last=stage == request.layout.pp - 1,
         in_flight=min(request.layout.pp - stage, request.training.accumulation_steps),
     )
-    found = [view.start(), view.loss(), view.head_gradient(), view.layer(0), view.layer(view.num_layers - 1)]
-    found += [view.embedding_gradient(), view.update()]
-    return tuple(moment for moment in found if moment is not None)
+    found = [view.loss(), view.head_gradient(), view.layer(0), view.layer(view.num_layers - 1)]
+    found += [view.embedding_gradient(), view.update(), view.save()]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,6 @@ class _Stage:
     num_layers: int
     is_last: bool
     in_flight: int
-
-    def start(self) -> Moment | None:
-        """Masters are set to the stored weights, whole and in fp32, where casting those loses bits."""
-        if not self.state.starting:
-            return None
-        masters = self.state.optimizer // 3  # the two moments come with the first step
-        return Moment("the start", self.state.weights, masters, working=self.state.starting)
 
     def loss(self) -> Moment:
         """All activations are there, and the logits in several copies."""
@@ -130,12 +123,15 @@ class _Stage:
         whole = layer_bytes(self.shape, self.batch) if self.batch.recompute else 0
         arrived = sum(p.numel for p in self.held if p.trained and p.role in ("head", "other"))
         arrived += sum(p.numel for p in self.held if p.trained and p.role == "layer") * done // max(self.num_layers, 1)
+        pending = min(self.state.pending, arrived)
         return self._moment(
             "the last layer's backward" if done == 0 else "the first layer's backward",
-            gradients=max(self.state.gradients_before, self.state.gradients * arrived // max(self.trained, 1)),
+            gradients=max(
+                self.state.gradients_before, self.state.gradients * (arrived - pending) // max(self.trained, 1)
+            ),
             activations=self.waiting + left * self.kept_layer + self.casts * left // max(self.num_layers, 1),
             working=whole + working_bytes(self.shape, self.batch),
-            communication=self.state.bucket + self.tied_gradient,
+            communication=self.state.open_chunks + self.state.pending_bytes * pending + self.tied_gradient,
         )
 
     def embedding_gradient(self) -> Moment:
@@ -150,6 +146,10 @@ class _Stage:
     def update(self) -> Moment:
         """The optimizer steps."""
         return self._moment("the update", gradients=self.state.gradients, working=self.state.update)
+
+    def save(self) -> Moment:
+        """A checkpoint is written, one tensor whole and in fp32 at a time."""
+        return self._moment("a checkpoint", working=self.state.saving)
 
     def _moment(self, name: str, communication: int = 0, **kinds: int) -> Moment:
         return Moment(

@@ -15,7 +15,6 @@ SpMode = Literal["split_gather", "all_to_all"]
 _ATTENTION, _ATTENTION_OUT = {"q_proj", "k_proj", "v_proj", "qkv_proj"}, {"o_proj"}
 _MLP, _MLP_OUT = {"gate_proj", "up_proj", "gate_up_proj"}, {"down_proj"}
 _STAGED = {"llama", "mistral", "qwen2", "qwen3"}  # those that 3d lets into a pipeline
-_DIVISIBLE_VOCAB = 64  # rows of a divided vocabulary are padded to a multiple of this on every rank
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Layout:
     tp: int = 1
     pp: int = 1
     sp: int = 1
-    sp_mode: SpMode = "split_gather"
+    sp_mode: SpMode = "all_to_all"
     zero: int = 1
 
     @property
@@ -67,7 +66,8 @@ class Training:
         use_flash_attn: variable-length FlashAttention; taken in half precision alone.
         freeze_non_embeds_params: train input embedding and head alone.
         lora_rank: rank of the adapters, 0 for none.
-        lora_targets: last names of the linears that get one.
+        lora_dropout: share of their inputs that is dropped.
+        lora_targets: last names of the linears that get one; none for every linear layer but the head.
         lora_train_embeddings: train input embedding and head in full beside the adapters.
     """
 
@@ -79,13 +79,19 @@ class Training:
     use_flash_attn: bool = False
     freeze_non_embeds_params: bool = False
     lora_rank: int = 0
-    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ()
     lora_train_embeddings: bool = False
 
     @property
     def element(self) -> int:
         """Bytes of an element that is computed in."""
         return FULL if self.precision == "fp32" else HALF
+
+    def adapts(self, parameter: ParameterShape) -> bool:
+        """Tell whether a parameter is the weight of a linear layer that gets an adapter."""
+        wanted = not self.lora_targets or parameter.linear in self.lora_targets
+        return bool(self.lora_rank and parameter.linear and wanted)
 
 
 @dataclass(frozen=True)
@@ -141,10 +147,12 @@ def check_request(shape: ModelShape, request: PlanRequest) -> None:
         raise InputError(f"--max_length is {training.max_length}", remedy="give at least 2")
     if training.lora_rank < 0:
         raise InputError(f"--lora_rank is {training.lora_rank}", remedy="give a rank, or 0 for no adapters")
+    if not 0 <= training.lora_dropout < 1:
+        raise InputError(f"--lora_dropout is {training.lora_dropout}", remedy="give a number from 0 to below 1")
     _check_plugin(layout, training)
     if layout.plugin == "3d":
         _check_mesh(shape, request)
-    if training.lora_rank and not any(p.linear in training.lora_targets for p in shape.parameters):
+    if training.lora_rank and not any(training.adapts(p) for p in shape.parameters):
         known = sorted({p.linear for p in shape.parameters if p.linear})
         raise InputError(
             f"--lora_targets names no linear of this model ({' '.join(training.lora_targets)})",
@@ -219,8 +227,7 @@ def layers_of_stages(num_layers: int, stages: int) -> list[range]:
 
 def padded_vocab(shape: ModelShape, tp: int) -> int:
     """Return the rows of the vocabulary once tensor parallelism has padded them to be divided."""
-    multiple = _DIVISIBLE_VOCAB * tp
-    return shape.vocab if tp == 1 else -(-shape.vocab // multiple) * multiple
+    return -(-shape.vocab // tp) * tp
 
 
 def held_parameters(shape: ModelShape, request: PlanRequest, stage: int) -> list[Held]:
@@ -238,7 +245,7 @@ def held_parameters(shape: ModelShape, request: PlanRequest, stage: int) -> list
             numel //= layout.tp
         is_matrix = len(parameter.shape) == 2
         held.append(Held(numel, is_trained(parameter, training), parameter.role, parameter.layer, is_matrix))
-        if training.lora_rank and parameter.linear in training.lora_targets:
+        if training.adapts(parameter):
             for width in reversed(parameter.shape):  # A: [rank, in], B: [out, rank]; whole on every rank
                 held.append(Held(training.lora_rank * width, True, "layer", parameter.layer, True))
     return held
@@ -283,19 +290,19 @@ def _kept_inputs(shape: ModelShape, training: Training) -> KeptInputs:
     if not training.lora_rank:
         trained = not training.freeze_non_embeds_params
         return KeptInputs(*[trained] * 5)
-    targets = set(training.lora_targets)
-    adapters = sum(1 for parameter in shape.parameters if parameter.layer == 0 and parameter.linear in targets)
+    adapted = [p for p in shape.parameters if p.layer == 0 and training.adapts(p)]
+    if training.lora_dropout:  # every adapter has its own dropped copy of the input, and a mask
+        return replace(
+            KeptInputs(*[False] * 5),
+            adapter_width=len(adapted) * training.lora_rank,
+            dropped_width=sum(p.shape[1] for p in adapted),
+        )
+    targets = {p.linear for p in adapted}
     return KeptInputs(
         attention=bool(targets & _ATTENTION),
         attention_out=bool(targets & _ATTENTION_OUT),
         mlp=bool(targets & _MLP),
         mlp_out=bool(targets & _MLP_OUT),
         norms=False,
-        adapter_width=adapters * training.lora_rank,
+        adapter_width=len(adapted) * training.lora_rank,
     )
-
-
-def with_changes(request: PlanRequest, layout: dict[str, object], training: dict[str, object]) -> PlanRequest:
-    """Return the request with some of its numbers changed."""
-    changed_layout = replace(request.layout, **layout)  # type: ignore[arg-type]
-    return PlanRequest(changed_layout, replace(request.training, **training))  # type: ignore[arg-type]

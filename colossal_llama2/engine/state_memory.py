@@ -28,11 +28,13 @@ class StateMemory:
         gradients: of a whole step, once all are there.
         gradients_before: those that are there already when the last micro-batch of a step begins.
         buffers: communication buffers that stay.
-        largest_gradient: beside `gradients`, while the largest parameter's comes in: its gradient and its buckets.
-        bucket: beside `gradients`, while a layer's come in.
+        pending: elements of gradients that a bucket collects before they are reduced (ZeRO).
+        pending_bytes: of each of them: as it came, and in the flat tensor that is reduced.
+        open_chunks: weights and gradients put together while a layer's gradients come in (Gemini).
+        largest_gradient: beside complete gradients, while the largest parameter's comes in.
         gathered: weights put together for computing (Gemini), at the largest.
         update: copies during the optimizer's step.
-        starting: beside weights and masters, when masters are set to the weights as they were stored.
+        saving: beside weights and optimizer, when a checkpoint is written tensor by tensor.
         weights_host, optimizer_host, gradients_host, update_host: the same, in host memory.
     """
 
@@ -41,11 +43,13 @@ class StateMemory:
     gradients: int
     gradients_before: int
     buffers: int = 0
+    pending: int = 0
+    pending_bytes: int = 0
+    open_chunks: int = 0
     largest_gradient: int = 0
-    bucket: int = 0
     gathered: int = 0
     update: int = 0
-    starting: int = 0
+    saving: int = 0
     weights_host: int = 0
     optimizer_host: int = 0
     gradients_host: int = 0
@@ -60,9 +64,9 @@ def state_memory(shape: ModelShape, request: PlanRequest, stage: int = 0) -> Sta
         return _replicated(held, FULL, FULL, request)
     if layout.plugin in ("gemini", "gemini_auto"):
         return _gemini(held, shape.hidden, request)
-    if layout.plugin == "3d" and layout.zero == 0:
+    if layout.plugin == "3d" and (layout.zero == 0 or layout.sharing_ranks == 1):  # nobody to share with
         return _hybrid_without_zero(held, request)
-    return _zero(held, shape, request)
+    return _zero(held, request)
 
 
 def rounds_weights(stored: str, precision: str) -> bool:
@@ -71,7 +75,7 @@ def rounds_weights(stored: str, precision: str) -> bool:
     return stored not in exact[precision]
 
 
-def _zero(held: Sequence[Held], shape: ModelShape, request: PlanRequest) -> StateMemory:
+def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     """ZeRO 1 and 2 (zero/low_level/low_level_optim.py): every parameter is cut over the ranks.
 
     Masters are made in fp32 even where the weights are fp32. Stage 2 keeps this rank's part of the gradients, stage 1
@@ -88,20 +92,22 @@ def _zero(held: Sequence[Held], shape: ModelShape, request: PlanRequest) -> Stat
     gradients = element * (share if partitioned else trained)
     copies = FULL * share if element < FULL else 0
     widest = max(shards, default=0)
-    gathering = element * min(share, _BUCKET) * (1 + ranks)
+    # shards waiting in a bucket, the same in one flat tensor, and everybody's
+    gathering = element * min(share, _BUCKET) * (2 + ranks)
     norm = _DOUBLE * widest
-    bucket = min(max(_BUCKET, 0), trained)
-    flat = 2 if ranks > 1 else 1  # pieces for several ranks are copied into one flat tensor
-    rounding = rounds_weights(shape.stored_dtype, request.training.precision)
+    pending = max(largest, min(_BUCKET, trained))
+    # As it came; in one flat tensor, which a single gradient on a single rank is already; accumulating, this rank's part.
+    each = element * (1 + (ranks > 1 or pending > largest)) + (element // ranks if request.accumulates else 0)
     return StateMemory(
         weights=element * sum(p.numel for p in held),
         optimizer=0 if offload else (FULL + MOMENTS) * share,
         gradients=gradients,
         gradients_before=gradients if request.accumulates else 0,
-        largest_gradient=element * (flat * largest + widest),
-        bucket=element * (flat * bucket + bucket // ranks),
+        pending=_BUCKET,
+        pending_bytes=each,
+        largest_gradient=each * pending,
         update=max(norm, FULL * widest) if offload else max(copies + norm, gathering),
-        starting=FULL * trained if rounding else 0,
+        saving=FULL * largest,
         optimizer_host=(FULL + MOMENTS) * share if offload else 0,
         update_host=FULL * share if offload else 0,
     )
@@ -156,8 +162,9 @@ def _gemini(held: Sequence[Held], hidden: int, request: PlanRequest) -> StateMem
     separate = element * shards if request.accumulates else 0
     masters, moments, copies = FULL * shards, MOMENTS * used, FULL * used
     gathered = {
+        "saving": FULL * max((chunk.size for chunk in chunks), default=0),
         "gathered": element * max((chunk.size for chunk in chunks), default=0),
-        "bucket": element * _open_chunks(chunks, request.accumulates),
+        "open_chunks": element * _open_chunks(chunks, request.accumulates),
         "largest_gradient": element * _own_chunk(chunks, held, request.accumulates),
     }
     if request.layout.plugin == "gemini":
