@@ -1,6 +1,7 @@
 """Set the memory plan beside what training really takes: a random Llama, every plugin, a few steps each.
 
-    python benchmarks/memory_plan.py     on CPU ranks; on a GPU where there is one, with a model of 1.1 billion parameters
+    python benchmarks/memory_plan.py     on CPU ranks; on a GPU where there is one, with a model of 1.1 billion
+    parameters
 
 Results: `benchmarks/results/memory_plan.json` (CPU) or `memory_plan_cuda.json`. Exits with 1 when a peak is off by more
 than 15%.
@@ -18,22 +19,25 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.training_memory import Case, case_shape
 from colossal_llama2.engine.memory_plan import MemoryPlan, predict
+from colossal_llama2.engine.plan_request import Plugin
 from colossal_llama2.engine.state_memory import state_memory
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TOLERANCE = 0.15
 _SMALL = Case()
 _WIDE = replace(_SMALL, hidden=384, intermediate=1024, kv_heads=6, vocab=8192)
-_SHARDED = ("zero2", "zero2_cpu", "gemini", "gemini_auto", "ddp")
+_PLUGINS: tuple[Plugin, ...] = ("zero2", "zero2_cpu", "gemini", "gemini_auto", "ddp")
+_OTHER_KINDS: tuple[Plugin, ...] = ("zero2", "gemini", "ddp")
 CPU_CASES = [
-    *(replace(_SMALL, plugin=p, ranks=r) for p in _SHARDED for r in (1, 2)),
-    *(replace(_WIDE, plugin=p, ranks=2, recompute=True, accumulation=2) for p in ("zero2", "gemini", "ddp")),
-    *(replace(_WIDE, plugin=p, rows=6, recompute=c) for p in ("zero2", "gemini", "ddp") for c in (False, True)),
+    *(replace(_SMALL, plugin=p, ranks=r) for p in _PLUGINS for r in (1, 2)),
+    *(replace(_WIDE, plugin=p, ranks=2, recompute=True, accumulation=2) for p in _OTHER_KINDS),
+    *(replace(_WIDE, plugin=p, rows=6, recompute=c) for p in _OTHER_KINDS for c in (False, True)),
     replace(_WIDE, precision="fp32", rows=4),
     replace(_WIDE, precision="fp16", rows=4, tied=True),
     replace(_WIDE, frozen=True, rows=4),
@@ -46,8 +50,8 @@ _BILLION = Case(
     rows=4, length=2048, flash=True, hidden=2048, intermediate=5632, layers=22, heads=32, kv_heads=4, vocab=69120
 )
 GPU_CASES = [
-    *(replace(_BILLION, plugin=p) for p in _SHARDED),
-    *(replace(_BILLION, plugin=p, recompute=True, accumulation=2) for p in ("zero2", "gemini", "ddp")),
+    *(replace(_BILLION, plugin=p) for p in _PLUGINS),
+    *(replace(_BILLION, plugin=p, recompute=True, accumulation=2) for p in _OTHER_KINDS),
     replace(_BILLION, flash=False, rows=2),
     replace(_BILLION, precision="fp32", flash=False, rows=1),
     replace(_BILLION, precision="fp16", tied=True, recompute=True, rows=16),
@@ -59,7 +63,8 @@ def main() -> int:
     """Measure every case; return 1 when a peak is too far off."""
     on_cuda = torch.cuda.is_available()
     cases = GPU_CASES if on_cuda else CPU_CASES
-    # On CUDA a process a case: what an earlier one leaves behind would count. A CPU's peak is counted from its own start.
+    # On CUDA a process a case: what an earlier one leaves behind would count. A CPU's peak is counted from its own
+    # start.
     batches = [[case] for case in cases] if on_cuda else [[c for c in cases if c.ranks == n] for n in (1, 2)]
     compared = [row for batch in batches for row in compare(batch, on_cuda)]
     for row in compared:

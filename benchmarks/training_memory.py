@@ -1,8 +1,8 @@
 """One rank of a few training steps on random models, and what lies in memory meanwhile: started by `memory_plan.py`.
 
 On CUDA the peak is ``torch.cuda.max_memory_allocated``. On a CPU it is the running sum of every allocation that the
-profiler saw since before the model was made: the resident set would show the allocator's habits instead. What gloo allocates for
-itself inside a collective call is left out: NCCL has its own buffers, outside of torch's count.
+profiler saw since before the model was made: the resident set would show the allocator's habits instead. What gloo
+allocates for itself inside a collective call is left out: NCCL has its own buffers, outside of torch's count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from colossal_llama2.dataset.batches import Batch, collate
 from colossal_llama2.dataset.parts import Row
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.plan_request import Layout, Plugin, PlannedPrecision, PlanRequest, Training
+from colossal_llama2.engine.plan_request import Layout, PlannedPrecision, PlanRequest, Plugin, Training
 from colossal_llama2.engine.plugins import PluginSettings
 from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
 from colossal_llama2.model.freezing import decay_groups, freeze_all_but_embeddings

@@ -1,9 +1,9 @@
 """Bytes that forward keeps for backward, layer by layer: pure arithmetic over a decoder of Llama's kind.
 
-A layer is norm, attention, norm, gated MLP, with residuals around. What autograd saves follows from transformers' code: a
-linear keeps its input when its weight (or an adapter on it) is trained, a product keeps both factors, SiLU keeps its input,
-RMSNorm computes in fp32 and keeps what it normalised. `tests/engine/test_activation_memory.py` holds each sum to what
-`torch.autograd.graph.saved_tensors_hooks` counts.
+A layer is norm, attention, norm, gated MLP, with residuals around. What autograd saves follows from transformers' code:
+a linear keeps its input when its weight (or an adapter on it) is trained, a product keeps both factors, SiLU keeps its
+input, RMSNorm computes in fp32 and keeps what it normalised. `tests/engine/test_activation_memory.py` holds each sum to
+what `torch.autograd.graph.saved_tensors_hooks` counts.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def ends_bytes(shape: ModelShape, batch: MicroBatch) -> int:
 def working_bytes(shape: ModelShape, batch: MicroBatch) -> int:
     """Bytes of gradients inside a layer at their largest, beside everything the layer kept.
 
-    The product of gate and up: its gradient and those of both factors are there at once, and that of the residual stream,
-    while the product itself is given back.
+    The product of gate and up: its gradient and those of both factors are there at once, and that of the residual
+    stream, while the product itself is given back.
     """
     inside = batch.tokens / (batch.tp * batch.block_split) * 2 * shape.intermediate * batch.element
     return int(inside + batch.tokens / batch.stream_split * shape.hidden * batch.stream)
@@ -110,8 +110,8 @@ def working_bytes(shape: ModelShape, batch: MicroBatch) -> int:
 def logits_forward_bytes(shape: ModelShape, batch: MicroBatch, vocab: int) -> int:
     """Bytes of the logits when the loss is computed.
 
-    They stand there as the head gave them, once more without each row's last position (a view of a single row), in fp32,
-    and as log-probabilities.
+    They stand there as the head gave them, once more without each row's last position (a view of a single row), in
+    fp32, and as log-probabilities.
 
     Args:
         shape: the model.
@@ -123,14 +123,15 @@ def logits_forward_bytes(shape: ModelShape, batch: MicroBatch, vocab: int) -> in
 
 
 def logits_backward_bytes(shape: ModelShape, batch: MicroBatch, vocab: int) -> int:
-    """Bytes of the logits when the loss is differentiated: log-probabilities, their gradient, and the scores' gradient."""
+    """Bytes of the logits in the loss's backward pass: log-probabilities, their gradient, the scores' gradient."""
     return batch.tokens * vocab * 3 * FULL
 
 
 def _norm(width: int, batch: MicroBatch) -> int:
     """RMSNorm of one token: the input in fp32, one root, and what its weight multiplied.
 
-    In half precision the fp32 input is a copy of its own; in fp32 it is the residual stream itself, kept for this alone.
+    In half precision the fp32 input is a copy of its own; in fp32 it is the residual stream itself, kept for this
+    alone.
     """
     return FULL * width + FULL + (batch.stream * width if batch.kept.norms else 0)
 
@@ -144,8 +145,8 @@ def _block_inputs(shape: ModelShape, batch: MicroBatch) -> int:
 def _heads(shape: ModelShape, batch: MicroBatch) -> float:
     """Queries, keys, values and output of one token, and the sums of the softmax.
 
-    Attention document by document repeats keys and values for every head, and its pieces are joined in a tensor of their
-    own for the output projection.
+    Attention document by document repeats keys and values for every head, and its pieces are joined in a tensor of
+    their own for the output projection.
     """
     queries = shape.heads * shape.head_dim
     keys = shape.kv_heads * shape.head_dim if batch.flash else queries
@@ -164,7 +165,7 @@ def _mlp(shape: ModelShape, batch: MicroBatch) -> int:
 
 
 def _mask(shape: ModelShape, batch: MicroBatch) -> float:
-    """A window shorter than a document needs a mask, which is kept as scores; a row of one document is the worst case."""
+    """A window shorter than a document needs a mask, kept as scores; a row of one document is the worst case."""
     if batch.flash or not 0 < shape.window < batch.length:
         return 0
     return batch.rows * batch.length**2 * batch.element

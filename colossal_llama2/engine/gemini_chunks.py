@@ -31,8 +31,8 @@ def lay_out_chunks(every: Sequence[int], trained: Sequence[int], ranks: int, hid
     """Lay the trained parameters into chunks as zero/gemini/chunk (search_utils.py, manager.py) does.
 
     The size is searched over all parameters but those far larger than the others, in steps of the hidden width, for the
-    least unused room. Parameters follow one another in the model's order; one that is larger than a chunk gets a chunk of
-    its own, and what comes after it begins another.
+    least unused room. Parameters follow one another in the model's order; one that is larger than a chunk gets a chunk
+    of its own, and what comes after it begins another.
 
     Args:
         every: elements of each parameter of the model, frozen ones among them.

@@ -1,7 +1,7 @@
 """How much memory a run will take on one rank, at its fullest moments, before anything is started.
 
-A step is a row of moments (the loss, the backward pass layer by layer, the update), and what is there at each is added up
-by kind. The peak is the largest of the sums: not the sum of the peaks, because activations leave as gradients come.
+A step is a row of moments (the loss, the backward pass layer by layer, the update), and what is there at each is added
+up by kind. The peak is the largest of the sums: not the sum of the peaks, because activations leave as gradients come.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from colossal_llama2.engine.activation_memory import FULL
-from colossal_llama2.engine.moments import KINDS, Moment, moments_of
+from colossal_llama2.engine.moments import Moment, moments_of
 from colossal_llama2.engine.plan_request import PlanRequest, check_request, held_parameters
 from colossal_llama2.engine.state_memory import StateMemory, rounds_weights, state_memory
 from colossal_llama2.model.model_shape import ModelShape
@@ -133,8 +133,8 @@ def describe_actual(plan: MemoryPlan, actual: int) -> str:
     """
     deviation = (plan.allocated - actual) / actual
     return (
-        f"memory: {plan.allocated / GIB:.2f} GiB predicted (at {plan.fullest.name}), {actual / GIB:.2f} GiB actual peak "
-        f"({deviation:+.0%})"
+        f"memory: {plan.allocated / GIB:.2f} GiB predicted (at {plan.fullest.name}), "
+        f"{actual / GIB:.2f} GiB actual peak ({deviation:+.0%})"
     )
 
 

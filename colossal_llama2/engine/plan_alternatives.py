@@ -11,8 +11,8 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape
 
 CRITERION = (
-    "best first: nothing moved to host memory, then nothing recomputed, then tokens enough for a card in a micro-batch, "
-    "then the least communication (ddp, zero2, gemini, 3d)"
+    "best first: nothing moved to host memory, then nothing recomputed, then tokens enough for a card in a "
+    "micro-batch, then the least communication (ddp, zero2, gemini, 3d)"
 )
 ENOUGH_TOKENS = 4096  # matmuls of this many rows keep a card busy; more of them gain little
 _LARGEST_MICRO_BATCH = 64

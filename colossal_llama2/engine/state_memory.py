@@ -96,7 +96,8 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     gathering = element * min(share, _BUCKET) * (2 + ranks)
     norm = _DOUBLE * widest
     pending = max(largest, min(_BUCKET, trained))
-    # As it came; in one flat tensor, which a single gradient on a single rank is already; accumulating, this rank's part.
+    # As it came; in one flat tensor, which a single gradient on a single rank is already; accumulating, this rank's
+    # part.
     each = element * (1 + (ranks > 1 or pending > largest)) + (element // ranks if request.accumulates else 0)
     return StateMemory(
         weights=element * sum(p.numel for p in held),
@@ -128,8 +129,8 @@ def _replicated(held: Sequence[Held], element: int, buckets: int, request: PlanR
 def _hybrid_without_zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     """HybridParallelPlugin at zero 0: fp32 trains as it is; in half precision every rank keeps whole masters.
 
-    MixedPrecisionOptimizer copies gradients to fp32 one by one and lets go of the half-precision ones. DDP's buckets are
-    there with several data ranks and no pipeline.
+    MixedPrecisionOptimizer copies gradients to fp32 one by one and lets go of the half-precision ones. DDP's buckets
+    are there with several data ranks and no pipeline.
     """
     element, trained = request.training.element, _trained(held)
     wrapped = request.layout.sharing_ranks > 1 and request.layout.pp == 1
@@ -150,8 +151,8 @@ def _hybrid_without_zero(held: Sequence[Held], request: PlanRequest) -> StateMem
 def _gemini(held: Sequence[Held], hidden: int, request: PlanRequest) -> StateMemory:
     """Gemini (zero/gemini): trained weights in chunks cut over the ranks, frozen ones whole on every rank.
 
-    Without accumulation a gradient takes the place of the weights in their own chunk; with it, chunks of gradients stand
-    beside. Chunks have a pinned copy in host memory, in use (gemini_auto) or not. A step makes fp32 copies of one
+    Without accumulation a gradient takes the place of the weights in their own chunk; with it, chunks of gradients
+    stand beside. Chunks have a pinned copy in host memory, in use (gemini_auto) or not. A step makes fp32 copies of one
     parameter group's gradients.
     """
     element, ranks = request.training.element, request.layout.sharing_ranks
@@ -203,7 +204,7 @@ def _open_chunks(chunks: Sequence[Chunk], accumulates: bool) -> int:
 
 
 def _own_chunk(chunks: Sequence[Chunk], held: Sequence[Held], accumulates: bool) -> int:
-    """Elements of the largest parameter's chunk, of its gradient on the way there and, accumulating, of its own chunk."""
+    """Elements of the largest parameter's chunk, of its gradient on the way there, of that one's chunk if it has one."""
     largest = max((p.numel for p in held if p.trained), default=0)
     return max((chunk.size for chunk in chunks), default=0) * (2 if accumulates else 1) + largest
 

@@ -1,4 +1,4 @@
-"""What a model is made of, read without its weights: config.json gives the shapes, safetensors headers what is stored."""
+"""What a model is made of, without its weights: config.json gives shapes, safetensors headers what is stored."""
 
 from __future__ import annotations
 
