@@ -204,7 +204,7 @@ def _open_chunks(chunks: Sequence[Chunk], accumulates: bool) -> int:
 
 
 def _own_chunk(chunks: Sequence[Chunk], held: Sequence[Held], accumulates: bool) -> int:
-    """Elements of the largest parameter's chunk, of its gradient on the way there, of that one's chunk if it has one."""
+    """Elements of the largest parameter's chunk, of its gradient on the way there, of that one's own chunk."""
     largest = max((p.numel for p in held if p.trained), default=0)
     return max((chunk.size for chunk in chunks), default=0) * (2 if accumulates else 1) + largest
 
