@@ -122,6 +122,7 @@ def case_shape(case: Case) -> ModelShape:
 
 def measure(case: Case) -> dict[str, int]:
     """Train a few steps and return this rank's bytes by kind, and the peak of the last step."""
+    gc.collect()  # what is left of an earlier case, and freed while this one is measured, would count against it
     on_cuda = torch.cuda.is_available()
     activity = torch.profiler.ProfilerActivity.CPU
     profiler = torch.profiler.profile(activities=[activity], profile_memory=True) if not on_cuda else None
@@ -211,9 +212,13 @@ def mark_collectives() -> None:
 
 
 def _marked(collective: Callable[..., Any]) -> Callable[..., None]:
-    def call(*args: Any, **kwargs: Any) -> None:
+    def call(output: torch.Tensor, given: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         with torch.profiler.record_function(_COLLECTIVE):
-            collective(*args, **{**kwargs, "async_op": False})
+            # Copies, because a thread of gloo's may be the last to let go of them, which the profiler does not see.
+            taken = output.clone()
+            collective(taken, given.clone(), *args, **{**kwargs, "async_op": False})
+            output.copy_(taken)
+            del taken  # inside of what is left out
 
     return call
 
@@ -247,5 +252,4 @@ if __name__ == "__main__":
         measured = measure(Case(**arguments))
         if ranks.is_first():
             print("measured " + json.dumps(measured), flush=True)
-        gc.collect()  # what is freed while the next case is measured would count against it
     ranks.close()

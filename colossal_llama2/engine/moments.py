@@ -73,7 +73,7 @@ def moments_of(shape: ModelShape, request: PlanRequest, stage: int = 0) -> tuple
         in_flight=min(request.layout.pp - stage, request.training.accumulation_steps),
     )
     found = [view.loss(), view.head_gradient(), view.layer(0), view.layer(view.num_layers - 1)]
-    found += [view.embedding_gradient(), view.update(), view.save()]
+    found += [view.embedding_gradient(), view.update(), view.gather(), view.save()]
     return tuple(found)
 
 
@@ -146,6 +146,10 @@ class _Stage:
     def update(self) -> Moment:
         """The optimizer steps."""
         return self._moment("the update", gradients=self.state.gradients, working=self.state.update)
+
+    def gather(self) -> Moment:
+        """Every rank's new weights go to all of them."""
+        return self._moment("the new weights", gradients=self.state.gradients, communication=self.state.gathering)
 
     def save(self) -> Moment:
         """A checkpoint is written, one tensor whole and in fp32 at a time."""

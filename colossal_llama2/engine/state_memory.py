@@ -34,6 +34,7 @@ class StateMemory:
         largest_gradient: beside complete gradients, while the largest parameter's comes in.
         gathered: weights put together for computing (Gemini), at the largest.
         update: copies during the optimizer's step.
+        gathering: buckets in which the new weights are put together after it.
         saving: beside weights and optimizer, when a checkpoint is written tensor by tensor.
         weights_host, optimizer_host, gradients_host, update_host: the same, in host memory.
     """
@@ -49,6 +50,7 @@ class StateMemory:
     largest_gradient: int = 0
     gathered: int = 0
     update: int = 0
+    gathering: int = 0
     saving: int = 0
     weights_host: int = 0
     optimizer_host: int = 0
@@ -92,8 +94,10 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     gradients = element * (share if partitioned else trained)
     copies = FULL * share if element < FULL else 0
     widest = max(shards, default=0)
-    # shards waiting in a bucket, the same in one flat tensor, and everybody's
-    gathering = element * min(share, _BUCKET) * (2 + ranks)
+    # Shards waiting in a bucket, the same in one flat tensor, and everybody's; the largest parameter put together out
+    # of it, and the shard that found no room. A shard larger than the bucket is gathered into its place at once.
+    collected = max((shard for shard in shards if shard <= _BUCKET), default=0)
+    parts = min(share, _BUCKET) * (2 + ranks) + collected * ((ranks > 1) * ranks + (share > _BUCKET))
     norm = _DOUBLE * widest
     pending = max(largest, min(_BUCKET, trained))
     # As it came; in one flat tensor, which a single gradient on a single rank is already; accumulating, this rank's
@@ -107,7 +111,8 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
         pending=_BUCKET,
         pending_bytes=each,
         largest_gradient=each * pending,
-        update=max(norm, FULL * widest) if offload else max(copies + norm, gathering),
+        update=norm if offload else copies + norm,
+        gathering=element * parts,
         saving=FULL * largest,
         optimizer_host=(FULL + MOMENTS) * share if offload else 0,
         update_host=FULL * share if offload else 0,

@@ -149,7 +149,7 @@ def describe(plan: MemoryPlan) -> str:
 
 def _table(plan: MemoryPlan) -> list[str]:
     """Kinds down, moments across: the loss, the fullest of the backward pass, and the update."""
-    loss, *backward, update, _ = plan.moments
+    loss, *backward, update, _, _ = plan.moments
     shown = [loss, max(backward, key=lambda moment: moment.total), update]
     shown += [plan.fullest] if plan.fullest not in shown else []
     width = max(len(moment.name) for moment in shown) + 2
