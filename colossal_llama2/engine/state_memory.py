@@ -37,6 +37,7 @@ class StateMemory:
         gathering: buckets in which the new weights are put together after it.
         saving: beside weights and optimizer, when a checkpoint is written tensor by tensor.
         weights_host, optimizer_host, gradients_host, update_host: the same, in host memory.
+        rounding_host: beside them, what pinned memory loses: torch's allocator gives it in powers of two.
     """
 
     weights: int
@@ -56,6 +57,7 @@ class StateMemory:
     optimizer_host: int = 0
     gradients_host: int = 0
     update_host: int = 0
+    rounding_host: int = 0
 
 
 def state_memory(shape: ModelShape, request: PlanRequest, stage: int = 0) -> StateMemory:
@@ -167,7 +169,9 @@ def _gemini(held: Sequence[Held], hidden: int, request: PlanRequest) -> StateMem
     frozen = element * sum(p.numel for p in held if not p.trained)
     separate = element * shards if request.accumulates else 0
     masters, moments, copies = FULL * shards, MOMENTS * used, FULL * used
-    gathered = {
+    pinned = [chunk.shard(ranks) * size for chunk in chunks for size in _sizes_of_chunks(element, request.accumulates)]
+    common = {
+        "rounding_host": sum((1 << (size - 1).bit_length()) - size for size in pinned),
         "saving": FULL * max((chunk.size for chunk in chunks), default=0),
         "gathered": element * max((chunk.size for chunk in chunks), default=0),
         "open_chunks": element * _open_chunks(chunks, request.accumulates),
@@ -183,7 +187,7 @@ def _gemini(held: Sequence[Held], hidden: int, request: PlanRequest) -> StateMem
             weights_host=element * shards,
             optimizer_host=masters,
             gradients_host=separate,
-            **gathered,
+            **common,
         )
     return StateMemory(
         weights=frozen,
@@ -194,8 +198,13 @@ def _gemini(held: Sequence[Held], hidden: int, request: PlanRequest) -> StateMem
         optimizer_host=masters + moments,
         gradients_host=separate,
         update_host=copies,
-        **gathered,
+        **common,
     )
+
+
+def _sizes_of_chunks(element: int, accumulates: bool) -> tuple[int, ...]:
+    """Bytes of an element in the chunks that a parameter lives in: weights, masters and, accumulating, gradients."""
+    return (element, FULL, element) if accumulates else (element, FULL)
 
 
 def _open_chunks(chunks: Sequence[Chunk], accumulates: bool) -> int:

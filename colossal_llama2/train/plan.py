@@ -16,6 +16,7 @@ from colossal_llama2.engine.plan_request import Layout, PlannedPrecision, PlanRe
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape, read_model_shape
 from colossal_llama2.outputs import whole_file
+from colossal_llama2.train.settings import TrainSettings
 
 EXIT_DOES_NOT_FIT = 1
 _DEFAULT_DEVICE_MEMORY = 80.0
@@ -99,6 +100,27 @@ class PlanSettings:
             or (self.lora_train_embeddings == "auto" and expanded),
         )
         return PlanRequest(layout, training)
+
+
+def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
+    """Return the plan's view of a training run, so that its log can set the prediction beside what it took.
+
+    Args:
+        settings: the run's.
+        nproc: its ranks.
+    """
+    parallel, data, model = settings.parallel, settings.data, settings.model
+    layout = Layout(parallel.plugin, nproc, tp=parallel.tp, pp=parallel.pp, sp=parallel.sp, zero=parallel.zero)
+    training = Training(
+        precision=parallel.mixed_precision,
+        micro_batch_size=data.micro_batch_size,
+        accumulation_steps=data.accumulation_steps,
+        max_length=data.max_length,
+        use_grad_checkpoint=model.use_grad_checkpoint,
+        use_flash_attn=model.use_flash_attn and torch.cuda.is_available(),
+        freeze_non_embeds_params=model.freeze_non_embeds_params,
+    )
+    return PlanRequest(layout, training)
 
 
 def main(settings: PlanSettings) -> int:

@@ -11,7 +11,8 @@ import pytest
 
 from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
-from colossal_llama2.train.plan import PlanSettings, main
+from colossal_llama2.train.plan import PlanSettings, main, request_of_run
+from colossal_llama2.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -76,6 +77,24 @@ def test_expanded_models_train_their_embeddings_beside_adapters(
     (tmp_path / "expansion.json").write_text("{}")
     assert f" {adapters + 2 * 640 * 32:,} of them trained" in plan(capsys, *flags)[1]
     assert f" {adapters:,} of them trained" in plan(capsys, *flags, "--lora_train_embeddings", "no")[1]
+
+
+def test_a_run_is_planned_from_its_own_settings(tiny_model_dir: Path, tmp_path: Path) -> None:
+    flags = [
+        "--pretrained",
+        tiny_model_dir,
+        "--dataset",
+        tmp_path,
+        "--save_dir",
+        tmp_path / "run",
+        "--plugin",
+        "gemini",
+    ]
+    flags += ["--mixed_precision", "bf16", "--micro_batch_size", 3, "--accumulation_steps", 2, "--max_length", 96]
+    flags += ["--use_grad_checkpoint", "--freeze_non_embeds_params"]
+    request = request_of_run(cli.parse(TrainSettings, [str(flag) for flag in flags]), nproc=4)
+    expected = ["--pretrained", tiny_model_dir, "--nproc", 4, *flags[6:]]
+    assert request == cli.parse(PlanSettings, [str(flag) for flag in expected]).request
 
 
 @pytest.mark.parametrize(
