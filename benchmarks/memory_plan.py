@@ -1,6 +1,6 @@
 """Set the memory plan beside what training really takes: a random Llama, every plugin, a few steps each.
 
-    python benchmarks/memory_plan.py     on CPU ranks; on a GPU where there is one, with a model of 1.1 billion
+    python benchmarks/memory_plan.py     on CPU ranks; on a GPU where there is one, with a model of 1.25 billion
     parameters
 
 Results: `benchmarks/results/memory_plan.json` (CPU) or `memory_plan_cuda.json`. Exits with 1 when a peak is off by more

@@ -32,7 +32,7 @@ class StateMemory:
         pending_bytes: of each of them: as it came, and in the flat tensor that is reduced.
         open_chunks: weights and gradients put together while a layer's gradients come in (Gemini).
         largest_gradient: beside complete gradients, while the largest parameter's comes in.
-        gathered: weights put together for computing (Gemini), at the largest.
+        gathered: weights put together for computing (Gemini), at the largest, less the part that was there.
         update: copies during the optimizer's step.
         gathering: buckets in which the new weights are put together after it.
         saving: beside weights and optimizer, when a checkpoint is written tensor by tensor.
@@ -170,10 +170,12 @@ def _gemini(held: Sequence[Held], hidden: int, request: PlanRequest) -> StateMem
     separate = element * shards if request.accumulates else 0
     masters, moments, copies = FULL * shards, MOMENTS * used, FULL * used
     pinned = [chunk.shard(ranks) * size for chunk in chunks for size in _sizes_of_chunks(element, request.accumulates)]
+    # What computing puts together comes beside what waits in host memory, and in the place of what waits on the device.
+    replaced = ranks if request.layout.plugin == "gemini" else 0
     common = {
         "rounding_host": sum((1 << (size - 1).bit_length()) - size for size in pinned),
         "saving": FULL * max((chunk.size for chunk in chunks), default=0),
-        "gathered": element * max((chunk.size for chunk in chunks), default=0),
+        "gathered": element * max((c.size - (c.size // replaced if replaced else 0) for c in chunks), default=0),
         "open_chunks": element * _open_chunks(chunks, request.accumulates),
         "largest_gradient": element * _own_chunk(chunks, held, request.accumulates),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -162,11 +163,15 @@ def describe(plan: MemoryPlan) -> str:
         f" {name}{degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if degree > 1
     )
     return (
-        f"{layout.plugin}{degrees}, {layout.nproc} ranks, {training.precision}, {training.micro_batch_size} x "
+        f"{layout.plugin}{degrees}, {_count(layout.nproc)}, {training.precision}, {training.micro_batch_size} x "
         f"{training.max_length} tokens at a time"
         + (", layers recomputed" if training.use_grad_checkpoint else "")
         + (", FlashAttention" if training.use_flash_attn and training.precision != "fp32" else "")
     )
+
+
+def _count(ranks: int) -> str:
+    return "1 rank" if ranks == 1 else f"{ranks} ranks"
 
 
 def _table(plan: MemoryPlan) -> list[str]:
@@ -202,7 +207,7 @@ def _host_lines(plan: MemoryPlan, room: Room) -> list[str]:
     host, ranks = plan.host, room.ranks_per_node
     limit = "" if room.host_bytes is None else f" of {room.host_bytes / GIB:.0f} there"
     lines = [
-        f"host memory of a machine with {ranks} ranks: {room.host_used(plan) / GIB:.1f} GiB{limit} "
+        f"host memory of a machine with {_count(ranks)}: {room.host_used(plan) / GIB:.1f} GiB{limit} "
         f"(a rank: {host.loading / GIB:.1f} while loading, {(host.training + host.update) / GIB:.1f} while training, "
         f"{host.process / GIB:.1f} allowed for the process)"
     ]
@@ -219,7 +224,7 @@ def _alternative_lines(others: list[MemoryPlan], room: Room) -> list[str]:
     head = (
         f"{'plugin':<12}{'tp':>3}{'pp':>3}  {'recompute':<10}{'micro-batch':>11}{'GiB':>8}{'free':>8}{'host GiB':>10}"
     )
-    rows = ["what fits, with the largest micro-batch each has room for;", CRITERION, head]
+    rows = [*textwrap.wrap(f"what fits, with the largest micro-batch each has room for; {CRITERION}:", 118), head]
     for other in others[:_MOST_ALTERNATIVES]:
         layout, training = other.request.layout, other.request.training
         rows.append(

@@ -79,6 +79,34 @@ def test_expanded_models_train_their_embeddings_beside_adapters(
     assert f" {adapters:,} of them trained" in plan(capsys, *flags, "--lora_train_embeddings", "no")[1]
 
 
+@pytest.mark.parametrize(
+    ("hidden", "layers", "flags"),
+    [
+        (4096, 32, "--nproc 8 --device_memory 80 --micro_batch_size 2"),
+        (4096, 32, "--device_memory 140 --use_grad_checkpoint"),
+        (5120, 40, "--device_memory 140 --use_grad_checkpoint --plugin zero2_cpu"),
+    ],
+)
+def test_the_worked_examples_are_what_the_tool_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: int, layers: int, flags: str
+) -> None:
+    config = {
+        "model_type": "llama",
+        "vocab_size": 69120,
+        "hidden_size": hidden,
+        "intermediate_size": {4096: 11008, 5120: 13824}[hidden],
+        "num_hidden_layers": layers,
+        "num_attention_heads": layers,
+        "dtype": "float16",
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    common = ["--pretrained", tmp_path, "--mixed_precision", "bf16", "--use_flash_attn"]
+    _, output = plan(capsys, *common, *flags.split())
+    documented = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    assert flags in documented
+    assert output in documented
+
+
 def test_a_run_is_planned_from_its_own_settings(tiny_model_dir: Path, tmp_path: Path) -> None:
     flags = [
         "--pretrained",
