@@ -12,7 +12,8 @@ import torch
 
 from colossal_llama2.engine.activation_memory import FULL
 from colossal_llama2.engine.moments import Moment, moments_of
-from colossal_llama2.engine.plan_request import PlanRequest, check_request, held_parameters
+from colossal_llama2.engine.plan_checks import check_request
+from colossal_llama2.engine.plan_request import PlanRequest, held_parameters
 from colossal_llama2.engine.state_memory import StateMemory, rounds_weights, state_memory
 from colossal_llama2.model.model_shape import ModelShape
 

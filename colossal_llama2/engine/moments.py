@@ -108,10 +108,11 @@ class _Stage:
         """The logits' gradient meets the head's; or, when it has gone, the head's is on its way to where it is kept."""
         logits = self.batch.element * self.batch.tokens * self.vocab
         head = max((p.numel for p in self.held if p.trained and p.role == "head"), default=0)
-        own, kept = self.batch.element * head, self.state.largest_gradient if head else 0
+        own = self.batch.element * head
+        kept = self.state.single_bytes * head or (self.state.largest_gradient if head else 0)
         return self._moment(
             "the head's gradient",
-            gradients=self.state.gradients_before,
+            gradients=max(self.state.gradients_before, self.state.gradients * head // max(self.trained, 1)),
             activations=self.waiting + self.num_layers * self.kept_layer + self.ends + self.casts,
             logits=logits if logits + own > kept else 0,
             communication=own if logits + own > kept else kept,

@@ -30,6 +30,7 @@ class StateMemory:
         buffers: communication buffers that stay.
         pending: elements of gradients that a bucket collects before they are reduced (ZeRO).
         pending_bytes: of each of them: as it came, and in the flat tensor that is reduced.
+        single_bytes: the same for a gradient that fills a bucket alone.
         open_chunks: weights and gradients put together while a layer's gradients come in (Gemini).
         largest_gradient: beside complete gradients, while the largest parameter's comes in.
         gathered: weights put together for computing (Gemini), at the largest, less the part that was there.
@@ -47,6 +48,7 @@ class StateMemory:
     buffers: int = 0
     pending: int = 0
     pending_bytes: int = 0
+    single_bytes: int = 0
     open_chunks: int = 0
     largest_gradient: int = 0
     gathered: int = 0
@@ -89,30 +91,31 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     element, ranks = request.training.element, request.layout.sharing_ranks
     shards = [-(-p.numel // ranks) for p in held if p.trained]
     share, trained, largest = sum(shards), _trained(held), max((p.numel for p in held if p.trained), default=0)
-    offload, partitioned = (
-        request.layout.plugin == "zero2_cpu",
-        request.layout.plugin != "3d" or request.layout.zero == 2,
-    )
+    offload = request.layout.plugin == "zero2_cpu"
+    partitioned = request.layout.plugin != "3d" or request.layout.zero == 2
     gradients = element * (share if partitioned else trained)
     copies = FULL * share if element < FULL else 0
     widest = max(shards, default=0)
-    # Shards waiting in a bucket, the same in one flat tensor, and everybody's; the largest parameter put together out
-    # of it, and the shard that found no room. A shard larger than the bucket is gathered into its place at once.
+    # Shards waiting in a bucket (in fp32 the masters themselves), the same in one flat tensor, and everybody's; the
+    # largest parameter put together out of it, and the shard that found no room. A shard larger than the bucket is
+    # gathered into its place at once.
     collected = max((shard for shard in shards if shard <= _BUCKET), default=0)
-    parts = min(share, _BUCKET) * (2 + ranks) + collected * ((ranks > 1) * ranks + (share > _BUCKET))
+    cast = element < FULL
+    parts = min(share, _BUCKET) * (cast + 1 + ranks) + collected * ((ranks > 1) * ranks + cast * (share > _BUCKET))
     norm = _DOUBLE * widest
-    pending = max(largest, min(_BUCKET, trained))
-    # As it came; in one flat tensor, which a single gradient on a single rank is already; accumulating, this rank's
-    # part.
-    each = element * (1 + (ranks > 1 or pending > largest)) + (element // ranks if request.accumulates else 0)
+    # A gradient as it came, and in one flat tensor, which a single one on a single rank is already; accumulating, this
+    # rank's part until it is added.
+    part = element // ranks if request.accumulates else 0
+    single, many = element * (1 + (ranks > 1)) + part, 2 * element + part
     return StateMemory(
         weights=element * sum(p.numel for p in held),
         optimizer=0 if offload else (FULL + MOMENTS) * share,
         gradients=gradients,
         gradients_before=gradients if request.accumulates else 0,
         pending=_BUCKET,
-        pending_bytes=each,
-        largest_gradient=each * pending,
+        pending_bytes=many,
+        single_bytes=single,
+        largest_gradient=max(single * largest, many * min(_BUCKET, trained)),
         update=norm if offload else copies + norm,
         gathering=element * parts,
         saving=FULL * largest,
