@@ -15,6 +15,7 @@ from colossal_llama2.model import init_model
 from colossal_llama2.model.merge_lora import MergeSettings
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
+from colossal_llama2.train.plan import PlanSettings
 from colossal_llama2.train.settings import TrainSettings
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
@@ -23,6 +24,7 @@ COMMANDS = {
     "tools/init_model.py": init_model.Settings,
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
     "train.py": TrainSettings,
+    "tools/plan.py": PlanSettings,
     "tools/merge_lora.py": MergeSettings,
     "tools/launch.py": LaunchSettings,
     "tools/doctor.py": DoctorSettings,

@@ -64,10 +64,10 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
 
 
 def build_without_memory(model_dir: Path) -> Any:
-    """Build a causal language model on torch's meta device: modules, names and shapes, no numbers.
+    """Build a causal language model from its configuration on torch's meta device: every shape, not a single weight.
 
     Raises:
-        InputError: transformers does not know the model.
+        InputError: the folder has no configuration of a causal language model that transformers knows.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 

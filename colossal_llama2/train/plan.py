@@ -1,0 +1,254 @@
+"""`tools/plan.py`: what a run will take of every device and machine, before anything is paid for."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from colossal_llama2.engine.memory_plan import CUDA_CONTEXT, FRAGMENTATION, GIB, MemoryPlan, predict
+from colossal_llama2.engine.moments import KINDS
+from colossal_llama2.engine.plan_alternatives import CRITERION, Room, alternatives
+from colossal_llama2.engine.plan_request import Layout, PlannedPrecision, PlanRequest, Plugin, SpMode, Training
+from colossal_llama2.errors import InputError
+from colossal_llama2.model.model_shape import ModelShape, read_model_shape
+from colossal_llama2.outputs import whole_file
+from colossal_llama2.train.settings import TrainSettings
+
+EXIT_DOES_NOT_FIT = 1
+_DEFAULT_DEVICE_MEMORY = 80.0
+_MOST_ALTERNATIVES = 12
+
+
+@dataclass(frozen=True)
+class PlanSettings:
+    """Plan the memory of a training run from config.json and safetensors headers; no weights are loaded.
+
+    All sizes are GiB of 2**30 bytes, which is what makers of cards mean by 80 GB.
+    """
+
+    pretrained: Path
+    """Model folder; config.json is enough."""
+    nproc: int = 1
+    """Ranks of the whole job, one a device."""
+    ranks_per_node: int | None = None
+    """Ranks that share a machine (default: 8, or all of fewer)."""
+    device_memory: float | None = None
+    """Memory of a device in GiB (default: that of the device here, or 80)."""
+    host_memory: float | None = None
+    """Memory of a machine in GiB; where it is given, it is a reason against a plan as well."""
+    plugin: Plugin = "zero2"
+    """ColossalAI plugin, as train.py takes it."""
+    mixed_precision: PlannedPrecision = "fp16"
+    """What forward and backward compute in."""
+    tp: int = 1
+    """Degree of tensor parallelism (3d)."""
+    pp: int = 1
+    """Degree of pipeline parallelism (3d)."""
+    sp: int = 1
+    """Degree of sequence parallelism (3d)."""
+    sp_mode: SpMode = "all_to_all"
+    """How the sequence is divided: split_gather among the ranks of --tp, all_to_all among ranks of its own."""
+    zero: int = 1
+    """ZeRO stage inside 3d."""
+    micro_batch_size: int = 1
+    """Rows a rank computes at a time."""
+    accumulation_steps: int = 1
+    """Micro-batches before an optimizer step; with more than one, gradients wait while the next is computed."""
+    max_length: int = 4096
+    """Tokens of a row."""
+    use_grad_checkpoint: bool = False
+    """Recompute activations in the backward pass instead of keeping them."""
+    use_flash_attn: bool = False
+    """Variable-length FlashAttention; taken in fp16 and bf16."""
+    freeze_non_embeds_params: bool = False
+    """Train the input embedding and the output head alone."""
+    lora_rank: int = 0
+    """Rank of LoRA adapters; 0 for none."""
+    lora_dropout: float = 0.0
+    """Share of an adapter's inputs dropped in training."""
+    lora_targets: str = ""
+    """Linear layers that get an adapter, comma-separated: q_proj,v_proj (default: all but the output head)."""
+    lora_train_embeddings: Literal["auto", "yes", "no"] = "auto"
+    """Train embedding and head in full beside the adapters; auto does so where the vocabulary was expanded (the model
+    folder holds an expansion.json)."""
+    json: Path | None = None
+    """File for everything as JSON, in bytes."""
+    check: bool = False
+    """Exit with 1 when the run does not fit; otherwise a plan that could be made is a success."""
+
+    @property
+    def request(self) -> PlanRequest:
+        """What is asked of the engine."""
+        expanded = (self.pretrained / "expansion.json").is_file()
+        layout = Layout(self.plugin, self.nproc, self.tp, self.pp, self.sp, self.sp_mode, self.zero)
+        training = Training(
+            precision=self.mixed_precision,
+            micro_batch_size=self.micro_batch_size,
+            accumulation_steps=self.accumulation_steps,
+            max_length=self.max_length,
+            use_grad_checkpoint=self.use_grad_checkpoint,
+            use_flash_attn=self.use_flash_attn,
+            freeze_non_embeds_params=self.freeze_non_embeds_params,
+            lora_rank=self.lora_rank,
+            lora_dropout=self.lora_dropout,
+            lora_targets=tuple(name.strip() for name in self.lora_targets.split(",") if name.strip()),
+            lora_train_embeddings=self.lora_train_embeddings == "yes"
+            or (self.lora_train_embeddings == "auto" and expanded),
+        )
+        return PlanRequest(layout, training)
+
+
+def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
+    """Return the plan's view of a training run, so that its log can set the prediction beside what it took.
+
+    Args:
+        settings: the run's.
+        nproc: its ranks.
+    """
+    parallel, data, model = settings.parallel, settings.data, settings.model
+    layout = Layout(parallel.plugin, nproc, tp=parallel.tp, pp=parallel.pp, sp=parallel.sp, zero=parallel.zero)
+    training = Training(
+        precision=parallel.mixed_precision,
+        micro_batch_size=data.micro_batch_size,
+        accumulation_steps=data.accumulation_steps,
+        max_length=data.max_length,
+        use_grad_checkpoint=model.use_grad_checkpoint,
+        use_flash_attn=model.use_flash_attn and torch.cuda.is_available(),
+        freeze_non_embeds_params=model.freeze_non_embeds_params,
+    )
+    return PlanRequest(layout, training)
+
+
+def main(settings: PlanSettings) -> int:
+    """Print the plan; return 0, or 1 with --check when it does not fit."""
+    room = _room(settings)
+    shape = read_model_shape(settings.pretrained)
+    plan = predict(shape, settings.request)
+    others = alternatives(shape, settings.request, room)
+    print(report(shape, plan, others, room))
+    fits = room.holds(plan)
+    if settings.json is not None:
+        content = {"fits": fits, "plan": plan.as_json(), "alternatives": [other.as_json() for other in others]}
+        with whole_file(settings.json, overwrite=True) as work:
+            work.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return EXIT_DOES_NOT_FIT if settings.check and not fits else 0
+
+
+def report(shape: ModelShape, plan: MemoryPlan, others: list[MemoryPlan], room: Room) -> str:
+    """Write the plan for a reader: the moments by kind, the verdict, host memory, and what else would fit."""
+    lines = [
+        f"{plan.parameters:,} parameters, {plan.trained:,} of them trained; {describe(plan)}",
+        "",
+        *_table(plan),
+        "",
+        _verdict(plan, room),
+        *_host_lines(plan, room),
+        "",
+        *_alternative_lines(others, room),
+    ]
+    if not shape.stored_bytes:
+        lines.insert(1, "no safetensors files there: planned from config.json alone")
+    return "\n".join(lines)
+
+
+def describe(plan: MemoryPlan) -> str:
+    """Say in one line what is planned."""
+    layout, training = plan.request.layout, plan.request.training
+    degrees = "".join(
+        f" {name}{degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if degree > 1
+    )
+    return (
+        f"{layout.plugin}{degrees}, {_count(layout.nproc)}, {training.precision}, {training.micro_batch_size} x "
+        f"{training.max_length} tokens at a time"
+        + (", layers recomputed" if training.use_grad_checkpoint else "")
+        + (", FlashAttention" if training.use_flash_attn and training.precision != "fp32" else "")
+    )
+
+
+def _count(ranks: int) -> str:
+    return "1 rank" if ranks == 1 else f"{ranks} ranks"
+
+
+def _table(plan: MemoryPlan) -> list[str]:
+    """Kinds down, moments across: the loss, the fullest of the backward pass, and the update."""
+    loss, *backward, update, _, _ = plan.moments
+    shown = [loss, max(backward, key=lambda moment: moment.total), update]
+    shown += [plan.fullest] if plan.fullest not in shown else []
+    width = max(len(moment.name) for moment in shown) + 2
+    where = f"GiB a rank of stage {plan.stage}, at" if plan.request.layout.pp > 1 else "GiB a rank, at"
+    rows = [f"{where:<28}" + "".join(f"{moment.name:>{width}}" for moment in shown)]
+    for kind in KINDS:
+        values = [getattr(moment, kind) for moment in shown]
+        if any(values):
+            rows.append(f"{kind:<28}" + "".join(f"{value / GIB:>{width}.2f}" for value in values))
+    rows.append(f"{'allocated':<28}" + "".join(f"{moment.total / GIB:>{width}.2f}" for moment in shown))
+    return rows
+
+
+def _verdict(plan: MemoryPlan, room: Room) -> str:
+    needed, there = plan.needed / GIB, room.device_bytes / GIB
+    allowances = (
+        f"{plan.allocated / GIB:.2f} allocated, {plan.context / GIB:.2f} allowed for CUDA"
+        f"{' and NCCL' if plan.context > CUDA_CONTEXT else ''}, {FRAGMENTATION:.0%} for fragmentation"
+    )
+    if not plan.fits(room.device_bytes):
+        return f"does not fit: {needed:.1f} GiB needed ({allowances}), {there:.1f} GiB there"
+    if not room.holds(plan):
+        return f"does not fit: the device has room ({needed:.1f} of {there:.1f} GiB), the machine has not"
+    return f"fits: {needed:.1f} of {there:.1f} GiB ({allowances}), {there - needed:.1f} GiB free"
+
+
+def _host_lines(plan: MemoryPlan, room: Room) -> list[str]:
+    host, ranks = plan.host, room.ranks_per_node
+    limit = "" if room.host_bytes is None else f" of {room.host_bytes / GIB:.0f} there"
+    lines = [
+        f"host memory of a machine with {_count(ranks)}: {room.host_used(plan) / GIB:.1f} GiB{limit} "
+        f"(a rank: {host.loading / GIB:.1f} while loading, {(host.training + host.update) / GIB:.1f} while training, "
+        f"{host.process / GIB:.1f} allowed for the process)"
+    ]
+    if plan.elastic:
+        lines.append(
+            f"gemini_auto also keeps up to {plan.elastic / GIB:.1f} GiB of weights on the device where there is room"
+        )
+    return lines
+
+
+def _alternative_lines(others: list[MemoryPlan], room: Room) -> list[str]:
+    if not others:
+        return ["nothing fits: more ranks, a shorter --max_length, LoRA or larger devices are what is left"]
+    head = (
+        f"{'plugin':<12}{'tp':>3}{'pp':>3}  {'recompute':<10}{'micro-batch':>11}{'GiB':>8}{'free':>8}{'host GiB':>10}"
+    )
+    rows = [*textwrap.wrap(f"what fits, with the largest micro-batch each has room for; {CRITERION}:", 118), head]
+    for other in others[:_MOST_ALTERNATIVES]:
+        layout, training = other.request.layout, other.request.training
+        rows.append(
+            f"{layout.plugin:<12}{layout.tp:>3}{layout.pp:>3}  {'yes' if training.use_grad_checkpoint else 'no':<10}"
+            f"{training.micro_batch_size:>11}{other.needed / GIB:>8.1f}"
+            f"{(room.device_bytes - other.needed) / GIB:>8.1f}{room.host_used(other) / GIB:>10.1f}"
+        )
+    if len(others) > _MOST_ALTERNATIVES:
+        rows.append(f"... and {len(others) - _MOST_ALTERNATIVES} more (all of them with --json)")
+    return rows
+
+
+def _room(settings: PlanSettings) -> Room:
+    for name, value in (("device_memory", settings.device_memory), ("host_memory", settings.host_memory)):
+        if value is not None and value <= 0:
+            raise InputError(f"--{name} is {value}", remedy="give GiB")
+    per_node = settings.ranks_per_node if settings.ranks_per_node is not None else min(settings.nproc, 8)
+    if settings.ranks_per_node is not None and settings.ranks_per_node < 1:
+        raise InputError(f"--ranks_per_node is {per_node}", remedy="give at least 1")
+    if settings.device_memory is not None:
+        device = int(settings.device_memory * GIB)
+    elif torch.cuda.is_available():
+        device = int(torch.cuda.get_device_properties(0).total_memory)
+    else:
+        device = int(_DEFAULT_DEVICE_MEMORY * GIB)
+    host = None if settings.host_memory is None else int(settings.host_memory * GIB)
+    return Room(device, host, max(per_node, 1))
