@@ -16,7 +16,7 @@ from colossal_llama2.engine.plan_alternatives import CRITERION, Room, alternativ
 from colossal_llama2.engine.plan_request import Layout, PlannedPrecision, PlanRequest, Plugin, SpMode, Training
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape, read_model_shape
-from colossal_llama2.outputs import whole_file
+from colossal_llama2.outputs import refuse_existing, whole_file
 from colossal_llama2.train.settings import TrainSettings
 
 EXIT_DOES_NOT_FIT = 1
@@ -78,6 +78,8 @@ class PlanSettings:
     folder holds an expansion.json)."""
     json: Path | None = None
     """File for everything as JSON, in bytes."""
+    overwrite: bool = False
+    """Replace that file if it exists."""
     check: bool = False
     """Exit with 1 when the run does not fit; otherwise a plan that could be made is a success."""
 
@@ -127,6 +129,8 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
 def main(settings: PlanSettings) -> int:
     """Print the plan; return 0, or 1 with --check when it does not fit."""
     room = _room(settings)
+    if settings.json is not None:
+        refuse_existing(settings.json, settings.overwrite)
     shape = read_model_shape(settings.pretrained)
     plan = predict(shape, settings.request)
     others = alternatives(shape, settings.request, room)
@@ -134,7 +138,7 @@ def main(settings: PlanSettings) -> int:
     fits = room.holds(plan)
     if settings.json is not None:
         content = {"fits": fits, "plan": plan.as_json(), "alternatives": [other.as_json() for other in others]}
-        with whole_file(settings.json, overwrite=True) as work:
+        with whole_file(settings.json, settings.overwrite) as work:
             work.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return EXIT_DOES_NOT_FIT if settings.check and not fits else 0
 

@@ -50,6 +50,8 @@ def test_everything_is_there_for_machines(
 ) -> None:
     target = tmp_path / "plan.json"
     plan(capsys, "--pretrained", tiny_model_dir, "--max_length", 64, "--json", target, "--device_memory", 80)
+    with pytest.raises(InputError, match="exists already"):
+        plan(capsys, "--pretrained", tiny_model_dir, "--json", target)
     content = json.loads(target.read_text())
     assert content["fits"] is True
     assert content["plan"]["parameters"] == 61_600
