@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.machine import describe_machine
 from benchmarks.training_memory import Case, case_shape
 from colossal_llama2.engine.memory_plan import MemoryPlan, predict
-from colossal_llama2.engine.plan_request import Plugin
+from colossal_llama2.engine.plan_request import PluginName
 from colossal_llama2.engine.state_memory import state_memory
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,8 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 0.15
 _SMALL = Case()
 _WIDE = replace(_SMALL, hidden=384, intermediate=1024, kv_heads=6, vocab=8192)
-_PLUGINS: tuple[Plugin, ...] = ("zero2", "zero2_cpu", "gemini", "gemini_auto", "ddp")
-_OTHER_KINDS: tuple[Plugin, ...] = ("zero2", "gemini", "ddp")
+_PLUGINS: tuple[PluginName, ...] = ("zero2", "zero2_cpu", "gemini", "gemini_auto", "ddp")
+_OTHER_KINDS: tuple[PluginName, ...] = ("zero2", "gemini", "ddp")
 CPU_CASES = [
     *(replace(_SMALL, plugin=p, ranks=r) for p in _PLUGINS for r in (1, 2)),
     *(replace(_WIDE, plugin=p, ranks=2, recompute=True, accumulation=2) for p in _OTHER_KINDS),

@@ -25,13 +25,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from colossal_llama2.dataset.batches import Batch, collate
 from colossal_llama2.dataset.parts import Row
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.plan_request import Layout, PlannedPrecision, PlanRequest, Plugin, Training
-from colossal_llama2.engine.plugins import PluginSettings
-from colossal_llama2.engine.session import DTYPES, AdamSettings, Session
+from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision
+from colossal_llama2.engine.precision import DTYPES
+from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import decay_groups, freeze_all_but_embeddings
 from colossal_llama2.model.model_shape import ModelShape, shape_of
 from colossal_llama2.model.pretrained import choose_attention, recompute_activations
-from colossal_llama2.train.loop import pretraining_loss_sum
+from colossal_llama2.train.loop import PRETRAINING
 
 STEPS = 2  # the last one is measured: moments come with the first update
 _MARK = "measured step"
@@ -52,8 +53,8 @@ class Case:
     """
 
     ranks: int = 1
-    plugin: Plugin = "zero2"
-    precision: PlannedPrecision = "bf16"
+    plugin: PluginName = "zero2"
+    precision: Precision = "bf16"
     rows: int = 2
     length: int = 128
     accumulation: int = 1
@@ -150,10 +151,7 @@ def measure(case: Case) -> dict[str, int]:
 
 
 def _accumulate(session: Session, micro_batches: list[Batch]) -> None:
-    for index, batch in enumerate(micro_batches):
-        with session.accumulating(last=index == len(micro_batches) - 1):
-            loss = pretraining_loss_sum(session, batch)
-            session.backward(loss / batch.num_learned)
+    session.learn(micro_batches, PRETRAINING, 1 / sum(batch.num_learned for batch in micro_batches))
 
 
 def _batch(case: Case, seed: int) -> Batch:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from colossal_llama2.engine.memory_plan import MemoryPlan, predict
-from colossal_llama2.engine.plan_request import Layout, PlanRequest, Plugin
+from colossal_llama2.engine.plan_request import Layout, PlanRequest
+from colossal_llama2.engine.plugins import PluginName
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape
 
@@ -16,8 +17,8 @@ CRITERION = (
 )
 ENOUGH_TOKENS = 4096  # matmuls of this many rows keep a card busy; more of them gain little
 _LARGEST_MICRO_BATCH = 64
-_DATA_PARALLEL: tuple[Plugin, ...] = ("ddp", "zero2", "gemini", "zero2_cpu", "gemini_auto")
-_LEAST_COMMUNICATION: tuple[Plugin, ...] = ("ddp", "zero2", "gemini", "3d", "zero2_cpu", "gemini_auto")
+_DATA_PARALLEL: tuple[PluginName, ...] = ("ddp", "zero2", "gemini", "zero2_cpu", "gemini_auto")
+_LEAST_COMMUNICATION: tuple[PluginName, ...] = ("ddp", "zero2", "gemini", "3d", "zero2_cpu", "gemini_auto")
 _OFFLOADING = ("zero2_cpu", "gemini_auto")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
+from colossal_llama2.engine.plan_request import Layout, PlanRequest
+from colossal_llama2.engine.plugins import check_plugin
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape
 
@@ -32,9 +33,12 @@ def check_request(shape: ModelShape, request: PlanRequest) -> None:
         raise InputError(f"--lora_rank is {training.lora_rank}", remedy="give a rank, or 0 for no adapters")
     if not 0 <= training.lora_dropout < 1:
         raise InputError(f"--lora_dropout is {training.lora_dropout}", remedy="give a number from 0 to below 1")
-    _check_plugin(layout, training)
+    check_plugin(request.plugin_settings)
+    request.plugin_settings.mesh(0, layout.nproc)
+    if layout.plugin in ("gemini", "gemini_auto") and training.lora_rank:
+        raise InputError(f"--plugin {layout.plugin} does not do LoRA", remedy="pass --plugin zero2 or zero2_cpu")
     if layout.plugin == "3d":
-        _check_mesh(shape, request)
+        _check_division(shape, layout)
     if training.lora_rank and not any(training.adapts(p) for p in shape.parameters):
         known = sorted({p.linear for p in shape.parameters if p.linear})
         raise InputError(
@@ -43,43 +47,7 @@ def check_request(shape: ModelShape, request: PlanRequest) -> None:
         )
 
 
-def _check_plugin(layout: Layout, training: Training) -> None:
-    gemini = layout.plugin in ("gemini", "gemini_auto")
-    if gemini and training.precision == "fp32":
-        raise InputError(
-            f"--plugin {layout.plugin} computes in fp16 or bf16 alone, and --mixed_precision is fp32",
-            remedy="pass --mixed_precision bf16, or --plugin zero2",
-        )
-    if gemini and training.lora_rank:
-        raise InputError(f"--plugin {layout.plugin} does not do LoRA", remedy="pass --plugin zero2 or zero2_cpu")
-    if layout.plugin != "3d":
-        for flag in ("tp", "pp", "sp"):
-            if getattr(layout, flag) != 1:
-                raise InputError(
-                    f"--{flag} {getattr(layout, flag)} with --plugin {layout.plugin}, which holds every layer whole",
-                    remedy=f"leave --{flag} at 1, or pass --plugin 3d",
-                )
-
-
-def _check_mesh(shape: ModelShape, request: PlanRequest) -> None:
-    layout, training = request.layout, request.training
-    degrees = layout.tp * layout.pp * layout.own_sequence_ranks
-    if layout.nproc % degrees:
-        raise InputError(
-            f"--nproc {layout.nproc} is not divisible by tp x pp x sp = {degrees}",
-            remedy=f"give a multiple of {degrees} ranks, or lower degrees",
-        )
-    if layout.sp > 1 and layout.sp_mode == "split_gather" and layout.sp != layout.tp:
-        raise InputError(
-            f"--sp {layout.sp} with --sp_mode split_gather shares the sequence among the {layout.tp} ranks of --tp",
-            remedy=f"pass --sp {layout.tp}, or --sp_mode all_to_all",
-        )
-    if not 0 <= layout.zero <= 2:
-        raise InputError(f"--zero is {layout.zero}", remedy="give 0, 1 or 2")
-    if layout.zero and training.precision == "fp32":
-        raise InputError(f"--zero {layout.zero} in fp32 is not to be had in 3d", remedy="pass --zero 0, or bf16")
-    if layout.pp > 1 and layout.zero == 2:
-        raise InputError("--zero 2 with a pipeline is not to be had", remedy="pass --zero 1")
+def _check_division(shape: ModelShape, layout: Layout) -> None:
     divisor = layout.tp * layout.own_sequence_ranks
     if shape.heads % divisor or shape.kv_heads % divisor:
         raise InputError(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from colossal_llama2.engine.activation_memory import FULL, HALF, KeptInputs, MicroBatch
+from colossal_llama2.engine.plugins import PluginName, Precision, SequenceMode
 from colossal_llama2.model.model_shape import ModelShape, ParameterShape
 
-Plugin = Literal["gemini", "gemini_auto", "zero2", "zero2_cpu", "ddp", "3d"]
-PlannedPrecision = Literal["fp16", "bf16", "fp32"]
-SpMode = Literal["split_gather", "all_to_all"]
 _ATTENTION, _ATTENTION_OUT = {"q_proj", "k_proj", "v_proj", "qkv_proj"}, {"o_proj"}
 _MLP, _MLP_OUT = {"gate_proj", "up_proj", "gate_up_proj"}, {"down_proj"}
 
@@ -27,12 +24,12 @@ class Layout:
         zero: ZeRO stage inside 3d.
     """
 
-    plugin: Plugin = "zero2"
+    plugin: PluginName = "zero2"
     nproc: int = 1
     tp: int = 1
     pp: int = 1
     sp: int = 1
-    sp_mode: SpMode = "all_to_all"
+    sp_mode: SequenceMode = "all_to_all"
     zero: int = 1
 
     @property
@@ -69,7 +66,7 @@ class Training:
         lora_train_embeddings: train input embedding and head in full beside the adapters.
     """
 
-    precision: PlannedPrecision = "bf16"
+    precision: Precision = "bf16"
     micro_batch_size: int = 1
     accumulation_steps: int = 1
     max_length: int = 4096
@@ -98,6 +95,20 @@ class PlanRequest:
 
     layout: Layout = field(default_factory=Layout)
     training: Training = field(default_factory=Training)
+
+    @property
+    def plugin_settings(self) -> PluginSettings:
+        """What the engine would be given."""
+        layout = self.layout
+        return PluginSettings(
+            plugin=layout.plugin,
+            precision=self.training.precision,
+            tp=layout.tp,
+            pp=layout.pp,
+            sp=layout.sp,
+            sp_mode=layout.sp_mode,
+            zero=layout.zero,
+        )
 
     @property
     def accumulates(self) -> bool:

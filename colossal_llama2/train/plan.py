@@ -10,13 +10,16 @@ from typing import Literal
 
 import torch
 
+from colossal_llama2.cli import comma_separated
 from colossal_llama2.engine.memory_plan import CUDA_CONTEXT, FRAGMENTATION, GIB, MemoryPlan, predict
 from colossal_llama2.engine.moments import KINDS
 from colossal_llama2.engine.plan_alternatives import CRITERION, Room, alternatives
-from colossal_llama2.engine.plan_request import Layout, PlannedPrecision, PlanRequest, Plugin, SpMode, Training
+from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
+from colossal_llama2.engine.plugins import PluginName, Precision, SequenceMode
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape, read_model_shape
 from colossal_llama2.outputs import refuse_existing, whole_file
+from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 from colossal_llama2.train.settings import TrainSettings
 
 EXIT_DOES_NOT_FIT = 1
@@ -41,9 +44,9 @@ class PlanSettings:
     """Memory of a device in GiB (default: that of the device here, or 80)."""
     host_memory: float | None = None
     """Memory of a machine in GiB; where it is given, it is a reason against a plan as well."""
-    plugin: Plugin = "zero2"
+    plugin: PluginName = "zero2"
     """ColossalAI plugin, as train.py takes it."""
-    mixed_precision: PlannedPrecision = "fp16"
+    mixed_precision: Precision = "fp16"
     """What forward and backward compute in."""
     tp: int = 1
     """Degree of tensor parallelism (3d)."""
@@ -51,7 +54,7 @@ class PlanSettings:
     """Degree of pipeline parallelism (3d)."""
     sp: int = 1
     """Degree of sequence parallelism (3d)."""
-    sp_mode: SpMode = "all_to_all"
+    sp_mode: SequenceMode = "all_to_all"
     """How the sequence is divided: split_gather among the ranks of --tp, all_to_all among ranks of its own."""
     zero: int = 1
     """ZeRO stage inside 3d."""
@@ -86,7 +89,7 @@ class PlanSettings:
     @property
     def request(self) -> PlanRequest:
         """What is asked of the engine."""
-        expanded = (self.pretrained / "expansion.json").is_file()
+        expanded = (self.pretrained / EXPANSION_FILE).is_file()
         layout = Layout(self.plugin, self.nproc, self.tp, self.pp, self.sp, self.sp_mode, self.zero)
         training = Training(
             precision=self.mixed_precision,
@@ -98,7 +101,7 @@ class PlanSettings:
             freeze_non_embeds_params=self.freeze_non_embeds_params,
             lora_rank=self.lora_rank,
             lora_dropout=self.lora_dropout,
-            lora_targets=tuple(name.strip() for name in self.lora_targets.split(",") if name.strip()),
+            lora_targets=tuple(comma_separated(self.lora_targets)),
             lora_train_embeddings=self.lora_train_embeddings == "yes"
             or (self.lora_train_embeddings == "auto" and expanded),
         )
@@ -113,7 +116,7 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
         nproc: its ranks.
     """
     parallel, data, model = settings.parallel, settings.data, settings.model
-    layout = Layout(parallel.plugin, nproc, tp=parallel.tp, pp=parallel.pp, sp=parallel.sp, zero=parallel.zero)
+    layout = Layout(parallel.plugin, nproc, parallel.tp, parallel.pp, parallel.sp, parallel.sp_mode, zero=parallel.zero)
     training = Training(
         precision=parallel.mixed_precision,
         micro_batch_size=data.micro_batch_size,
@@ -121,7 +124,12 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
         max_length=data.max_length,
         use_grad_checkpoint=model.use_grad_checkpoint,
         use_flash_attn=model.use_flash_attn and torch.cuda.is_available(),
-        freeze_non_embeds_params=model.freeze_non_embeds_params,
+        freeze_non_embeds_params=model.freeze_non_embeds_params or model.train_new_rows_only,
+        lora_rank=settings.lora.lora_rank,
+        lora_dropout=settings.lora.lora_dropout,
+        lora_targets=tuple(comma_separated(settings.lora.lora_targets)),
+        lora_train_embeddings=settings.lora.lora_train_embeddings == "yes"
+        or (settings.lora.lora_train_embeddings == "auto" and (model.pretrained / EXPANSION_FILE).is_file()),
     )
     return PlanRequest(layout, training)
 

@@ -12,7 +12,8 @@ import torch
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.activation_memory import MicroBatch, layer_bytes
 from colossal_llama2.engine.memory_plan import GIB, describe_actual, predict
-from colossal_llama2.engine.plan_request import Layout, PlanRequest, Plugin, Training
+from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
+from colossal_llama2.engine.plugins import PluginName
 from colossal_llama2.engine.state_memory import state_memory
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape
@@ -32,7 +33,7 @@ def process_group(monkeypatch: pytest.MonkeyPatch, training_memory: Any) -> Iter
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("plugin", ["zero2", "gemini", "ddp"])
 def test_a_step_takes_what_was_planned(
-    process_group: None, training_memory: Any, plugin: Plugin, recompute: bool
+    process_group: None, training_memory: Any, plugin: PluginName, recompute: bool
 ) -> None:
     case = training_memory.Case(
         plugin=plugin,
@@ -123,7 +124,7 @@ def test_predicted_and_actual_stand_in_one_line(tiny_shape: ModelShape) -> None:
         (Layout("gemini"), Training("fp32"), "bf16, or --plugin zero2"),
         (Layout("gemini"), Training(lora_rank=8), "LoRA"),
         (Layout("zero2", 2, tp=2), Training(), "or pass --plugin 3d"),
-        (Layout("3d", 3, tp=2), Training(), "--nproc 3 is not divisible by tp x pp x sp = 2"),
+        (Layout("3d", 3, tp=2), Training(), "3 ranks cannot be divided by pp 1 x tp 2 x sp 1"),
         (Layout("3d", 2, tp=2), Training(), "1 key-value heads"),
         (Layout("3d", 1), Training("fp32"), "--zero 0"),
         (Layout("3d", 4, pp=4, zero=0), Training(), "only 2 layers"),

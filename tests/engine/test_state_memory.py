@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 
-from colossal_llama2.engine.plan_request import Layout, PlanRequest, Plugin, Training
+from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
+from colossal_llama2.engine.plugins import PluginName
 from colossal_llama2.engine.state_memory import rounds_weights, state_memory
 from colossal_llama2.model.model_shape import ModelShape
 
 TRAINED, FROZEN_LAYERS = 1704, 1192
 
 
-def planned(shape: ModelShape, plugin: Plugin, ranks: int, precision: Any = "bf16", **others: Any) -> tuple[int, ...]:
+def planned(
+    shape: ModelShape, plugin: PluginName, ranks: int, precision: Any = "bf16", **others: Any
+) -> tuple[int, ...]:
     layout = {name: others.pop(name) for name in ("tp", "pp", "sp", "sp_mode", "zero") if name in others}
     request = PlanRequest(Layout(plugin, ranks, **layout), Training(precision, **others))
     state = state_memory(shape, request)
@@ -34,7 +37,7 @@ def planned(shape: ModelShape, plugin: Plugin, ranks: int, precision: Any = "bf1
     ],
 )
 def test_bytes_of_a_rank(
-    tiny_shape: ModelShape, plugin: Plugin, ranks: int, precision: Any, expected: tuple[int, ...]
+    tiny_shape: ModelShape, plugin: PluginName, ranks: int, precision: Any, expected: tuple[int, ...]
 ) -> None:
     zero = 0 if precision == "fp32" else 1
     assert planned(tiny_shape, plugin, ranks, precision, zero=zero) == expected
