@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from colossal_llama2.engine.activation_memory import FULL, HALF, KeptInputs, MicroBatch
-from colossal_llama2.engine.plugins import PluginName, Precision, SequenceMode
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision, SequenceMode
 from colossal_llama2.model.model_shape import ModelShape, ParameterShape
 
 _ATTENTION, _ATTENTION_OUT = {"q_proj", "k_proj", "v_proj", "qkv_proj"}, {"o_proj"}
