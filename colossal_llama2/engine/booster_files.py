@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.session import Session
 from colossal_llama2.engine.snapshot import WEIGHTS_INDEX
-from colossal_llama2.engine.writing import Writing
+from colossal_llama2.engine.writing import Writing, write_weights
 
 _SHARD_MEGABYTES = 1024
 
@@ -61,7 +61,9 @@ def _finish(session: Session, folder: Path, paths: list[Path], dtype: torch.dtyp
         if dtype is not None or session.frozen_weights:
             tensors = {name: session.frozen_weights.get(name, tensor) for name, tensor in load_file(path).items()}
             tensors = {name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in tensors.items()}
-            save_file(tensors, path, metadata={"format": "pt"})
+            rewritten = path.with_suffix(".rewritten")  # the tensors are a view of the file itself
+            write_weights(rewritten, tensors)
+            rewritten.replace(path)
         # safetensors writes files that only their owner may read; the index beside them has the usual mode
         path.chmod((folder / WEIGHTS_INDEX).stat().st_mode & 0o777)
     index = folder / WEIGHTS_INDEX

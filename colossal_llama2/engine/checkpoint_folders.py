@@ -15,8 +15,9 @@ from colossal_llama2.errors import InputError
 
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 _ASIDE = re.compile(r"^superseded-\d+_")
-_LEFTOVERS = (".epoch-*_step-*.partial", ".epoch-*_step-*.removed", ".modeling.partial")
-_REPLACED = (".epoch-*_step-*.replaced-*", ".modeling.replaced-*")
+_OURS = ("epoch-*_step-*", "modeling", "adapter")
+_LEFTOVERS = tuple(f".{name}.{what}" for name in _OURS for what in ("partial*", "removed"))
+_REPLACED = tuple(f".{name}.replaced-*" for name in _OURS)
 
 
 def checkpoint_name(epoch: int, step: int) -> str:

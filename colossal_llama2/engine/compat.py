@@ -38,7 +38,6 @@ def install() -> None:
         _patch_torch_without_hccl()
         _import_with_stubs()
         _patch_fp16_growth()
-        _patch_tied_weights()
         _patch_padded_vocabulary()
         _patch_stages_without_gradients()
         _patch_ddp_inside_3d()
@@ -148,24 +147,6 @@ def _patch_fp16_growth() -> None:
     FP16MixedPrecisionMixin.pre_backward = remember_scale
     FP16MixedPrecisionMixin.pre_backward_by_grad = remember_scale_of_stage
     FP16MixedPrecisionMixin.get_grad_div_scale = divide_by_it
-
-
-def _patch_tied_weights() -> None:
-    """checkpoint_io/general_checkpoint_io.py hands safetensors a tied weight under both its names, which it refuses.
-
-    The patch saves it under the first, as transformers does; goes when `save_sharded_model` does.
-    """
-    from colossalai.checkpoint_io import general_checkpoint_io
-
-    shards = _must_have(general_checkpoint_io, "shard_model_checkpoint")
-
-    def without_aliases(state_dict: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> Any:
-        seen: dict[tuple[int, torch.Size], str] = {}
-        for name, tensor in state_dict.items():
-            seen.setdefault((tensor.data_ptr() if tensor.numel() else id(tensor), tensor.shape), name)
-        return shards({name: state_dict[name] for name in seen.values()}, *args, **kwargs)
-
-    general_checkpoint_io.shard_model_checkpoint = without_aliases
 
 
 def _patch_padded_vocabulary() -> None:

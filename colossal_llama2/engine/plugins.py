@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from torch import nn
 
+from colossal_llama2 import cli
 from colossal_llama2.engine import compat
 from colossal_llama2.engine.mesh import Mesh
 from colossal_llama2.errors import InputError
@@ -82,12 +83,14 @@ def check_plugin(settings: PluginSettings) -> None:
     if settings.plugin == "3d":
         _check_3d(settings)
     else:
-        for flag in ("tp", "pp", "sp", "pp_chunks"):
-            degree = getattr(settings, flag)
-            if degree != 1:
+        for flag in ("tp", "pp", "sp", "pp_chunks", "sp_mode", "zero"):
+            given, default = getattr(settings, flag), getattr(PluginSettings, flag)
+            if given != default:
                 raise InputError(
-                    f"--{flag} {degree} with --plugin {settings.plugin}, which holds every layer whole",
-                    remedy=f"leave --{flag} at 1, or pass --plugin 3d",
+                    f"--{flag} {given} with --plugin {settings.plugin}, which holds every layer whole"
+                    if default == 1 and flag != "zero"
+                    else f"--{flag} {given} with --plugin {settings.plugin}, which leaves no choice of it",
+                    remedy=f"leave --{flag} at {default}, or pass --plugin 3d",
                 )
     if settings.gradient_clipping < 0:
         raise InputError("--gradient_clipping is negative", remedy="give a norm, or 0 for no clipping")
@@ -133,7 +136,7 @@ def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) 
     if settings.plugin == "ddp":
         return TorchDDPPlugin()
     if settings.plugin == "3d":
-        return _hybrid_plugin(settings)
+        return _hybrid_plugin(settings, model)
     if settings.plugin in ("gemini", "gemini_auto"):
         return GeminiPlugin(
             placement_policy="auto" if settings.plugin == "gemini_auto" else "static",
@@ -154,20 +157,18 @@ def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) 
     )
 
 
-def _hybrid_plugin(settings: PluginSettings) -> Any:
+def _hybrid_plugin(settings: PluginSettings, model: nn.Module) -> Any:
     from colossalai.booster.plugin import HybridParallelPlugin
 
     from colossal_llama2.engine.pipeline import whole_micro_batches
     from colossal_llama2.engine.plan_policy import PlanPolicy
 
     divided = settings.sp > 1
-    data_ranks = dist.get_world_size() // (settings.tp * settings.pp)  # sequence ranks share ZeRO with data ranks
     plugin = HybridParallelPlugin(
         tp_size=settings.tp,
         pp_size=settings.pp,
         sp_size=settings.sequence_ranks if divided and settings.sp_mode == "all_to_all" else 1 if divided else None,
-        # one data rank has nobody to share optimizer state with
-        zero_stage=settings.zero if data_ranks > 1 else 0,
+        zero_stage=_zero_stage(settings, model),
         precision=settings.precision,
         enable_sequence_parallelism=divided,
         sequence_parallelism_mode=settings.sp_mode if divided else None,
@@ -184,6 +185,21 @@ def _hybrid_plugin(settings: PluginSettings) -> Any:
     if settings.pp > 1:
         plugin.scheduler = whole_micro_batches(plugin.scheduler, plugin.stage_manager)
     return plugin
+
+
+def _zero_stage(settings: PluginSettings, model: nn.Module) -> int:
+    """Choose the ZeRO stage asked for, or none where it cannot be had; what is done otherwise is said."""
+    if not settings.zero:
+        return 0
+    if dist.get_world_size() == settings.tp * settings.pp:  # sequence ranks share it with data ranks
+        cli.say(f"3d: --zero {settings.zero} has nobody to share with, there is one data rank")
+        return 0
+    layers: Any = model.get_decoder().layers if settings.pp > 1 else ()  # type: ignore[operator]
+    if not all(any(p.requires_grad and p.ndim > 1 for p in layer.parameters()) for layer in layers):
+        # low_level_optim.py:105 takes the dtype of the first parameter of the first group, and there is none
+        cli.say(f"3d: --zero 0 instead of {settings.zero}, because there are pipeline stages that train nothing")
+        return 0
+    return settings.zero
 
 
 def chunk_sizes(model: nn.Module) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def refuse_misfit(state: RunningState, identity: RunIdentity, checkpoint_dir: Pa
             raise InputError(
                 "was made with " + reasons[entry.name].format(theirs=theirs, ours=ours),
                 path=checkpoint_dir,
-                remedy="continue it as it was, or pass its modeling folder to take the weights alone",
+                remedy="continue it as it was, or pass its modeling folder to take what it trained into a new run",
             )
 
 

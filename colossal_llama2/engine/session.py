@@ -207,8 +207,6 @@ class Session:
 
     def complete_optimizer_state(self) -> None:
         """Give zero moments to parameters that were never updated; ColossalAI cannot save ZeRO's without."""
-        if self.settings.plugin not in ("zero2", "zero2_cpu", "3d"):
-            return
         optimizer = self.optimizer.unwrap()
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -39,6 +39,7 @@ _UNSUPPORTED: Final = {
     "modules_to_save": "copies of whole modules",
     "lora_bias": "biases",
 }
+_CHANGE_THE_BASE: Final = ("pissa", "olora", "corda", "loftq")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -67,12 +68,18 @@ def read_config(adapter_dir: Path) -> dict[str, Any]:
     found = [what for name, what in _UNSUPPORTED.items() if config.get(name)]
     if config.get("bias", "none") != "none":
         found.append("biases")
+    start = str(config.get("init_lora_weights", True)).lower()
+    if start.startswith(_CHANGE_THE_BASE):
+        found.append(f"{start}, which changes the base")
     if kind != "LORA" or found:
         raise InputError(
             f"is {kind} with {', '.join(found)}" if found else f"is {kind}, not LoRA",
             path=path,
             remedy="merge it with peft's merge_and_unload instead",
         )
+    for name in ("r", "lora_alpha"):
+        if not isinstance(config.get(name), int | float) or config[name] <= 0:
+            raise InputError(f"has {name} {config.get(name)!r}", path=path, remedy="give a folder saved by peft")
     return config
 
 
@@ -100,6 +107,12 @@ def check_continues(adapter_dir: Path, plan: LoraPlan, base_model_dir: Path) -> 
         InputError: naming what differs and the flags that fit.
     """
     config, stored = read_config(adapter_dir), stored_shapes(adapter_dir)
+    if config.get("use_rslora"):
+        raise InputError(
+            "is scaled by alpha over the root of the rank (rslora), and training scales by alpha over the rank",
+            path=adapter_dir,
+            remedy="merge it with tools/merge_lora.py and start from the result",
+        )
     theirs, ours = _adapted(stored), _adapted(plan.shapes)
     rank, alpha = int(config["r"]), int(config["lora_alpha"])
     if (rank, alpha, theirs) != (plan.rank, plan.alpha, ours):

@@ -53,9 +53,8 @@ def keep_base_rows(parameter: nn.Parameter, trained: range) -> None:
 def check_base_rows_kept(model: nn.Module) -> None:
     """Make sure, after boosting, that no parameter has lost the hook of `keep_base_rows` by being replaced."""
     held = [parameter for parameter in embedding_parameters(model) if parameter.requires_grad]
-    assert all(parameter._backward_hooks for parameter in held), (
-        "a plugin replaced a parameter, and base rows would move"
-    )
+    if not all(parameter._backward_hooks for parameter in held):
+        raise RuntimeError("a plugin replaced a parameter, and base rows would move")
 
 
 def embedding_parameters(model: nn.Module) -> list[nn.Parameter]:

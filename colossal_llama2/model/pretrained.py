@@ -56,7 +56,7 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
     except (OSError, ValueError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
-    _refuse_mixing_documents(model, model_dir)
+    check_attention(model, model_dir)
     model.config.use_cache = False  # type: ignore[union-attr]
     return model
 
@@ -69,7 +69,7 @@ def recompute_activations(model: nn.Module) -> None:
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def _refuse_mixing_documents(model: Any, model_dir: Path) -> None:
+def check_attention(model: Any, model_dir: Path) -> None:
     """Let only models pass whose every layer attends through the function that keeps to documents.
 
     A layer with an attention of its own would run without any mask (Bloom saw the future in a trial), a recurrent one

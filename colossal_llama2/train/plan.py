@@ -134,6 +134,11 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
     return PlanRequest(layout, training)
 
 
+def predict_run(settings: TrainSettings, nproc: int) -> MemoryPlan:
+    """Predict the memory of a training run, from its model's folder alone."""
+    return predict(read_model_shape(settings.model.pretrained), request_of_run(settings, nproc))
+
+
 def main(settings: PlanSettings) -> int:
     """Print the plan; return 0, or 1 with --check when it does not fit."""
     room = _room(settings)

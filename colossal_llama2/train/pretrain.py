@@ -12,14 +12,18 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.adapters import Adapter, attach_adapter
+from colossal_llama2.engine.memory_plan import GIB, describe_actual
+from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
+from colossal_llama2.model.embedding_names import build_without_memory
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
 from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import (
+    check_attention,
     check_same_shape,
     choose_attention,
     load_for_training,
@@ -39,6 +43,7 @@ from colossal_llama2.train.checkpoints import (
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import check_folders, prepare_folders
 from colossal_llama2.train.loop import PRETRAINING, Run, train
+from colossal_llama2.train.plan import predict_run
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.settings import TrainSettings, check_settings
@@ -59,6 +64,7 @@ def main(settings: TrainSettings) -> int:
 
     ranks.launch(settings.optimizer.seed)
     try:
+        check_division(settings, start)
         if ranks.is_first():
             prepare_folders(settings, start)
         ranks.barrier()
@@ -68,10 +74,24 @@ def main(settings: TrainSettings) -> int:
         ranks.close()
 
 
+def check_division(settings: TrainSettings, start: StartingPoint) -> None:
+    """Refuse a model that cannot be trained as asked on this many ranks, before an earlier run is discarded for it.
+
+    Raises:
+        InputError: the degrees do not divide the ranks or the model, or its layers would mix documents.
+    """
+    settings.plugin_settings.mesh(ranks.rank(), ranks.world_size())
+    model = build_without_memory(start.weights_dir)
+    check_attention(model, start.weights_dir)
+    if settings.parallel.plugin == "3d":
+        check_model(settings.plugin_settings, model)
+
+
 def _train_and_save(settings: TrainSettings, run: Run, position: Position, dtype: torch.dtype) -> int:
     _announce(settings, run, position)
     try:
         position, complete = train(run, position)
+        _say_memory(settings)
         if complete:  # a SIGTERM from here on waits: the model is as far as the run was to go
             _save_finished(settings, run, dtype)
             return 0
@@ -238,6 +258,13 @@ def _checked_state(settings: TrainSettings, start: StartingPoint, identity: RunI
     return state
 
 
+def _say_memory(settings: TrainSettings) -> None:
+    """Set the peak beside what `tools/plan.py` predicts; a CPU's resident set is another thing than what it counts."""
+    if torch.cuda.is_available():
+        actual = int(ranks.largest_over_ranks(ranks.peak_memory()))
+        cli.say(describe_actual(predict_run(settings, ranks.world_size()), actual))
+
+
 def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> RunLog | None:
     if not ranks.is_first():
         return None
@@ -246,11 +273,13 @@ def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> Run
 
 def _announce(settings: TrainSettings, run: Run, position: Position) -> None:
     corpus = run.batches.corpus
+    plan = predict_run(settings, ranks.world_size())
     _, attention = choose_attention(settings.parallel.mixed_precision, settings.model.use_flash_attn)
     cli.say(
         f"{settings.parallel.plugin}, {settings.parallel.mixed_precision}, {ranks.world_size()} ranks on "
         f"{ranks.device().type}; {attention}"
     )
+    cli.say(f"memory: {plan.allocated / GIB:.2f} GiB of every device predicted, most of it at {plan.fullest.name}")
     cli.say(
         f"{corpus.num_rows} rows in {len(corpus.bucket_sizes)} buckets, {run.batches.rows_per_step} rows a step, "
         + (

@@ -91,9 +91,10 @@ def test_what_is_set_aside_never_replaces_what_was_set_aside_before(tmp_path: Pa
 def test_what_was_moved_out_of_the_way_of_a_killed_rename_comes_back(tmp_path: Path) -> None:
     (made,) = checkpoints(tmp_path, "epoch-0_step-2")
     checkpoints(tmp_path, ".epoch-0_step-4.replaced-17", ".epoch-0_step-2.replaced-17", ".modeling.replaced-17")
-    checkpoints(tmp_path, ".epoch-0_step-6.partial", ".mine.partial")
+    checkpoints(tmp_path, ".epoch-0_step-6.partial", ".modeling.partial-17", ".adapter.partial", ".mine.partial")
+    checkpoints(tmp_path, ".adapter.replaced-17", ".adapter.removed")
     clear_leftovers(tmp_path)
     assert whole_checkpoints(tmp_path) == [made, tmp_path / "epoch-0_step-4"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        ".mine.partial", "epoch-0_step-2", "epoch-0_step-4", "modeling",
+        ".mine.partial", "adapter", "epoch-0_step-2", "epoch-0_step-4", "modeling",
     ]  # fmt: skip

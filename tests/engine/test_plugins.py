@@ -39,6 +39,12 @@ def test_what_3d_cannot_do_is_refused_with_what_works(changes: dict[str, Any], r
     check_plugin(PluginSettings(plugin="3d", precision="fp32", zero=0, tp=2, pp=2))
 
 
+@pytest.mark.parametrize(("flag", "value"), [("zero", 2), ("sp_mode", "split_gather")])
+def test_what_a_plugin_would_ignore_is_refused(flag: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"--{flag} {value} with --plugin zero2, which leaves no choice of it"):
+        check_plugin(replace(PluginSettings(), **{flag: value}))
+
+
 def test_negative_clipping_is_refused() -> None:
     with pytest.raises(InputError, match="gradient_clipping"):
         check_plugin(PluginSettings(gradient_clipping=-1.0))

@@ -134,6 +134,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(make_model: Callabl
     check_continues(adapter, plan, base)
     config = json.loads((adapter / "adapter_config.json").read_text())
     for change, complaint in (
+        ({"init_lora_weights": "pissa_niter_4"}, "pissa_niter_4, which changes the base"),
+        ({"r": None}, "has r None"),
+        ({"lora_alpha": 0}, "has lora_alpha 0"),
         ({"use_dora": True}, "DoRA"),
         ({"peft_type": "IA3"}, "not LoRA"),
         ({"bias": "all"}, "biases"),
@@ -141,6 +144,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(make_model: Callabl
         (adapter / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(InputError, match=complaint):
             main(MergeSettings(base, adapter, out))
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "use_rslora": True}))
+    with pytest.raises(InputError, match="rslora"):  # merging knows that scale, training does not
+        check_continues(adapter, plan, base)
     assert not out.exists()
     with pytest.raises(InputError, match="would replace"):
         main(MergeSettings(base, adapter, tmp_path, overwrite=True))

@@ -130,3 +130,40 @@ def test_a_pipeline_longer_than_its_micro_batches_is_refused(train_on: Callable[
     run = train_on(2, tmp_path, *FP32, "--plugin", "3d", "--zero", 0, "--pp", 2)
     assert run.code == 2
     assert "--accumulation_steps 1 cannot fill a pipeline of --pp 2 stages; pass at least 2" in run.output
+
+
+@pytest.mark.parametrize("ranks", [4, pytest.param(6, marks=pytest.mark.long)])
+def test_stages_that_train_nothing_go_without_zero(
+    train_on: Callable[..., Any], model_of: Callable[..., Path], tmp_path: Path, ranks: int
+) -> None:
+    flags = [*COMMON, "--plugin", "3d", "--pp", ranks // 2, "--mixed_precision", "bf16", "--freeze_non_embeds_params"]
+    division = ["--micro_batch_size", 1, "--accumulation_steps", 4]
+    run = train_on(ranks, tmp_path, *flags, *division, model_dir=model_of("llama"))
+    assert run.code == 0, run.output
+    assert "--zero 0 instead of 1, because there are pipeline stages that train nothing" in run.output
+    assert run.metrics[-1]["loss"] < run.metrics[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "degrees", "reason"),
+    [
+        (3, ["--tp", 2], "3 ranks cannot be divided by pp 1 x tp 2 x sp 1; start a multiple of 2 ranks"),
+        (4, ["--tp", 4], "num_key_value_heads 2, which tp x sp = 4 does not divide"),
+    ],
+)
+def test_a_division_that_is_refused_discards_nothing(
+    train_on: Callable[..., Any],
+    model_of: Callable[..., Path],
+    tmp_path: Path,
+    ranks: int,
+    degrees: list[object],
+    reason: str,
+) -> None:
+    first = train_on(1, tmp_path, *FP32, "--save_interval", 2, model_dir=model_of("llama"))
+    assert first.code == 0, first.output
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    flags = [*COMMON, "--mixed_precision", "bf16", "--plugin", "3d", "--overwrite", *degrees]
+    refused = train_on(ranks, tmp_path, *flags, model_dir=model_of("llama"))
+    assert refused.code == 2
+    assert reason in refused.output
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
