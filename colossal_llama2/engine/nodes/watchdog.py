@@ -190,8 +190,8 @@ class _Job:
         if self._child is None:
             return
         with suppress(psutil.Error):
-            agent = psutil.Process(self._child.pid)
-            for process in agent.children() or [agent]:
+            torchrun = psutil.Process(self._child.pid)
+            for process in torchrun.children() or [torchrun]:
                 with suppress(psutil.Error):
                     process.send_signal(number)
 
