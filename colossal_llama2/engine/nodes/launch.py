@@ -21,7 +21,7 @@ from colossal_llama2.engine.nodes.supervisor import Supervisor
 from colossal_llama2.errors import InputError
 
 _WATCHDOG = "colossal_llama2.engine.nodes.watchdog"
-_AGENT = "colossal_llama2.engine.agent"
+_TORCHRUN = "colossal_llama2.engine.torchrun"
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _start(
         # torchrun replaces ${local_rank} in the arguments, and takes two dollars for one
         arguments = [argument.replace("$", "$$") for argument in script[1:]]
         return {
-            "argv": [sys.executable, "-m", _AGENT, *flags, "--", script[0], *arguments],
+            "argv": [sys.executable, "-m", _TORCHRUN, *flags, "--", script[0], *arguments],
             "directory": str(Path.cwd()),
             "env": _environment(settings),
             "silence": settings.silence_seconds,

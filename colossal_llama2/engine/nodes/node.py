@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,17 +51,36 @@ class Node:
     gone: bool = False
     heard: float = 0.0
     complaints: list[str] = field(default_factory=list)
+    _unsent: bytearray = field(default_factory=bytearray, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)  # the launcher's beat has its own thread
 
     def tell(self, frame: dict[str, Any]) -> None:
-        """Send a frame; a connection that takes none will be noticed by its silence."""
+        """Send a frame, after what an earlier one left; what the connection does not take now waits for `send`."""
+        with self._lock:
+            self._unsent += frames.encode(frame)
+        self.send()
+
+    def send(self) -> bool:
+        """Send what is waiting, as far as the connection takes it; tell whether something is left.
+
+        A pipe takes 64 KiB, and a job with a long command line is more. Never blocks: a host that does not listen
+        must not keep the others waiting, and will be noticed by its silence.
+        """
         assert self.process is not None
         assert self.process.stdin is not None
-        with suppress(OSError, ValueError):
-            os.write(self.process.stdin.fileno(), frames.encode(frame))
+        with self._lock:
+            try:
+                while self._unsent:
+                    del self._unsent[: os.write(self.process.stdin.fileno(), self._unsent)]
+            except BlockingIOError:
+                pass
+            except (OSError, ValueError):  # nobody reads any more, or the connection was closed here
+                self._unsent.clear()
+            return bool(self._unsent)
 
     def close(self) -> None:
         """End the connection; a watchdog that can still hear ends its job then."""
         if self.process is None or self.process.stdin is None:
             return
-        with suppress(OSError):
+        with self._lock, suppress(OSError):  # the lock: a number that is free again may become another file's
             self.process.stdin.close()

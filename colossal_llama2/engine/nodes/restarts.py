@@ -12,7 +12,7 @@ from colossal_llama2.engine.running_state import FILE_NAME
 
 _SCRIPT = "train.py"
 _CHECKPOINTS = f"epoch-*_step-*/{FILE_NAME}"
-_OTHER_OUTPUT = ("modeling", "run/metrics.jsonl")
+_OTHER_OUTPUT = ("modeling", "adapter", "run/metrics.jsonl")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ _SECONDS_TO_KILL = 12.0  # for a host to report after its grace is over
 _KEPT_LINES = 5
 _MOST_WAITING = 10_000  # lines; beyond it the hosts wait, as on any slow terminal
 _MOST_AT_ONCE = 1_000
+_IDLE_SECONDS, _BUSY_SECONDS = 0.2, 0.01
 
 
 class Supervisor:
@@ -66,7 +67,8 @@ class Supervisor:
                 self._connect(node)
             threading.Thread(target=self._beat, daemon=True).start()
             while any(node.done is None and not node.gone for node in self._nodes):
-                self._take_events()
+                unsent = [node for node in self._nodes if not node.gone and node.send()]
+                self._take_events(_BUSY_SECONDS if unsent else _IDLE_SECONDS)
                 self._check_time()
                 self._heed(stop)
                 self._printer.release_old()
@@ -107,9 +109,9 @@ class Supervisor:
         complaints.join(timeout=1)  # what ssh complains of comes before the end that it explains
         self._events.put((node, "end", b""))
 
-    def _take_events(self) -> None:
+    def _take_events(self, seconds: float) -> None:
         with suppress(queue.Empty):
-            node, kind, line = self._events.get(timeout=0.2)
+            node, kind, line = self._events.get(timeout=seconds)
             for _ in range(_MOST_AT_ONCE):
                 self._take(node, kind, line)
                 node, kind, line = self._events.get_nowait()

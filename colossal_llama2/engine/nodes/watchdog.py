@@ -150,7 +150,7 @@ class _Job:
             self._child = subprocess.Popen(
                 order["argv"],
                 cwd=order["directory"],
-                env={**os.environ, **_own_package_first(), **order["env"], NODE_DIR: str(self._dir)},
+                env={**_own_package_first({**os.environ, **order["env"]}), NODE_DIR: str(self._dir)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -190,8 +190,8 @@ class _Job:
         if self._child is None:
             return
         with suppress(psutil.Error):
-            agent = psutil.Process(self._child.pid)
-            for process in agent.children() or [agent]:
+            torchrun = psutil.Process(self._child.pid)
+            for process in torchrun.children() or [torchrun]:
                 with suppress(psutil.Error):
                     process.send_signal(number)
 
@@ -220,9 +220,10 @@ class _Job:
                         break
 
 
-def _own_package_first() -> dict[str, str]:
-    """Let the job import the same copy of this package, from whatever folder it starts in."""
-    return {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+def _own_package_first(environment: dict[str, str]) -> dict[str, str]:
+    """Let the job import the same copy of this package, from whatever folder it starts in and whatever is forwarded."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+    return {**environment, "PYTHONPATH": path}
 
 
 def _free_port() -> int:

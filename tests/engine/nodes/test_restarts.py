@@ -53,6 +53,16 @@ def test_another_run_is_never_continued_nor_discarded(tmp_path: Path, flags: lis
     assert Restarts(script, tmp_path).command()[0] == script
 
 
+@pytest.mark.parametrize("finished", ["modeling", "adapter"])
+def test_a_finished_model_is_another_run(tmp_path: Path, finished: str) -> None:
+    """All that is left of a run is its result: nothing may discard that."""
+    script = ["train.py", "--save_dir", "out"]
+    (tmp_path / "out" / finished).mkdir(parents=True)
+    restarts = Restarts(script, tmp_path)
+    write_metrics(tmp_path / "out")
+    assert restarts.command()[0] == script
+
+
 def test_the_same_checkpoint_written_again_is_a_new_one(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "out", "epoch-0_step-5")
     restarts = Restarts(["train.py", "--save_dir", "out", "--overwrite"], tmp_path)

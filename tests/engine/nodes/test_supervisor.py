@@ -49,13 +49,16 @@ def supervise(stub_ssh: Path, tmp_path: Path) -> Callable[..., subprocess.Popen[
     """Give a function that starts a supervisor over hosts that the stand-in for ssh plays."""
 
     def start(
-        commands: list[list[str]], hosts: list[str] | None = None, silence: float = 20.0
+        commands: list[list[str]],
+        hosts: list[str] | None = None,
+        silence: float = 20.0,
+        forwarded: dict[str, str] | None = None,
     ) -> subprocess.Popen[str]:
         order = {
             "hosts": hosts or [f"node-{number}" for number in range(len(commands))],
             "commands": commands,
             "directory": str(tmp_path),
-            "env": {"PIDS": str(tmp_path), "NAMED": 'a "b" $(c)'},
+            "env": {"PIDS": str(tmp_path), "NAMED": 'a "b" $(c)', **(forwarded or {})},
             "silence": silence,
         }
         return subprocess.Popen(
@@ -106,6 +109,23 @@ def test_all_is_well(supervise: Callable[..., subprocess.Popen[str]]) -> None:
         assert f"[{host}] err" in err
         assert f"[{host}] no end" in err
     assert "Welcome to chatty-0" in err
+
+
+def test_a_long_command_line_arrives_whole(supervise: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    """More than a pipe takes at once, which is 64 KiB."""
+    arguments = [f"{number:03d}" + "x" * 997 for number in range(100)]
+    process = supervise([bash('printf "%s\\n" "$@" > $PIDS/arguments', *arguments), bash("true")], silence=6.0)
+    outcome, _, err = finish(process)
+    assert outcome == [0, "", False], err
+    assert (tmp_path / "arguments").read_text().splitlines() == arguments
+
+
+def test_the_job_imports_this_package_before_what_is_forwarded(
+    supervise: Callable[..., subprocess.Popen[str]],
+) -> None:
+    """A forwarded PYTHONPATH may hold another copy of the package."""
+    _, _, err = finish(supervise([bash('echo "path $PYTHONPATH"')], forwarded={"PYTHONPATH": "/elsewhere:/more"}))
+    assert f"path {ROOT}:/elsewhere:/more\n" in err
 
 
 def test_lines_of_ranks_say_whose_they_are(supervise: Callable[..., subprocess.Popen[str]]) -> None:
