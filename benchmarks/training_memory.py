@@ -236,7 +236,7 @@ def _marked(collective: Callable[..., Any]) -> Callable[..., None]:
 
 
 def _peak_of(profiler: Any) -> tuple[int, int]:
-    """Largest running sum of allocations inside the marked step, counted from before the model was made, and the last."""
+    """Largest running sum of allocations in the marked step, from before the model was made, and the last sum."""
     events = list(profiler.profiler.kineto_results.events())
     spans = {
         name: [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == name]
