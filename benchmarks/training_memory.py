@@ -37,6 +37,7 @@ from colossal_llama2.train.loop import PRETRAINING
 STEPS = 2  # the last one is measured: moments come with the first update
 _MARK = "measured step"
 _COLLECTIVE = "collective"
+_TRIES, _UNSEEN = 5, 0.01
 
 
 @dataclass(frozen=True)
@@ -124,30 +125,41 @@ def case_shape(case: Case) -> ModelShape:
 def measure(case: Case) -> dict[str, int]:
     """Train a few steps and return this rank's bytes by kind, and the peak of the last step."""
     gc.collect()  # what is left of an earlier case, and freed while this one is measured, would count against it
-    on_cuda = torch.cuda.is_available()
-    activity = torch.profiler.ProfilerActivity.CPU
-    profiler = torch.profiler.profile(activities=[activity], profile_memory=True) if not on_cuda else None
-    with profiler or nullcontext():
-        model = build_model(case)
-        settings = PluginSettings(plugin=case.plugin, precision=case.precision)  # type: ignore[arg-type]
-        groups, accumulates = decay_groups(model, 0.1), case.accumulation > 1
-        session = Session(settings, model, groups, AdamSettings(), lambda step: 1.0, accumulates=accumulates)
-        micro_batches = [_batch(case, seed) for seed in range(case.accumulation)]
-        for step in range(STEPS):
-            if on_cuda and step == STEPS - 1:
-                torch.cuda.reset_peak_memory_stats()
-            last = step == STEPS - 1
-            with torch.profiler.record_function(_MARK) if last and not on_cuda else nullcontext():
-                _accumulate(session, micro_batches)
-                gradients = gradient_bytes(session)
-                session.step()
-        kinds = {
-            "weights": storage_bytes(_weights(session)),
-            "optimizer": storage_bytes(_optimizer_tensors(session)),
-            "gradients": gradients,
-        }
-    peak = torch.cuda.max_memory_allocated() if profiler is None else _peak_of(profiler)
-    return {**kinds, "peak": int(ranks.largest_over_ranks(peak))}
+    if torch.cuda.is_available():
+        kinds = _train(case)
+        return {**kinds, "peak": int(ranks.largest_over_ranks(torch.cuda.max_memory_allocated()))}
+    for _ in range(_TRIES):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+            kinds = _train(case)
+            gc.collect()
+        peak, left = _peak_of(profiler)
+        # A thread of gloo's may be the last to let go of a tensor, which the profiler does not see: measure again. Not
+        # with Gemini, whose caches keep chunks alive, and whose collectives are all among those marked.
+        unseen = 0.0 if case.plugin.startswith("gemini") else abs(left) / peak
+        if ranks.largest_over_ranks(unseen) < _UNSEEN:
+            return {**kinds, "peak": int(ranks.largest_over_ranks(peak))}
+    raise RuntimeError(f"{_TRIES} times {left} bytes were let go of unseen: {case}")
+
+
+def _train(case: Case) -> dict[str, int]:
+    model = build_model(case)
+    settings = PluginSettings(plugin=case.plugin, precision=case.precision)  # type: ignore[arg-type]
+    groups, accumulates = decay_groups(model, 0.1), case.accumulation > 1
+    session = Session(settings, model, groups, AdamSettings(), lambda step: 1.0, accumulates=accumulates)
+    micro_batches = [_batch(case, seed) for seed in range(case.accumulation)]
+    for step in range(STEPS):
+        last = step == STEPS - 1
+        if last and torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        with torch.profiler.record_function(_MARK) if last else nullcontext():
+            _accumulate(session, micro_batches)
+            gradients = gradient_bytes(session)
+            session.step()
+    return {
+        "weights": storage_bytes(_weights(session)),
+        "optimizer": storage_bytes(_optimizer_tensors(session)),
+        "gradients": gradients,
+    }
 
 
 def _accumulate(session: Session, micro_batches: list[Batch]) -> None:
@@ -221,8 +233,8 @@ def _marked(collective: Callable[..., Any]) -> Callable[..., None]:
     return call
 
 
-def _peak_of(profiler: Any) -> int:
-    """Largest running sum of allocations inside the marked step, counted from before the model was made."""
+def _peak_of(profiler: Any) -> tuple[int, int]:
+    """Largest running sum of allocations in the marked step, from before the model was made, and the last sum."""
     events = list(profiler.profiler.kineto_results.events())
     spans = {
         name: [(e.start_ns(), e.start_ns() + e.duration_ns()) for e in events if e.name() == name]
@@ -239,7 +251,7 @@ def _peak_of(profiler: Any) -> int:
         total += event.nbytes()
         if begin <= now <= end:
             peak = max(peak, total)
-    return peak
+    return peak, total
 
 
 if __name__ == "__main__":

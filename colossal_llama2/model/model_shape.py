@@ -15,6 +15,7 @@ from colossal_llama2.model.safetensors_stream import TORCH_DTYPES
 from colossal_llama2.model.weights import find_weights
 
 Role = Literal["embedding", "head", "layer", "other"]
+_LLAMA_LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 TpStyle = Literal["colwise", "rowwise", "vocab", ""]
 
 
@@ -84,6 +85,11 @@ class ModelShape:
     stored_dtype: str
 
     @property
+    def has_llama_layers(self) -> bool:
+        """Its layers have the linears of Llama's, so that their activations are known."""
+        return {p.linear for p in self.parameters if p.layer == 0 and p.linear} == _LLAMA_LINEARS
+
+    @property
     def numel(self) -> int:
         """Parameters of the model."""
         return sum(parameter.numel for parameter in self.parameters)
@@ -102,6 +108,8 @@ def read_model_shape(model_dir: Path) -> ModelShape:
             "not a model folder (no config.json)", path=model_dir, remedy="name a folder saved by transformers"
         )
     model = build_without_memory(model_dir)
+    if not getattr(model.config.get_text_config(), "num_attention_heads", None):
+        raise InputError("a model without attention heads, which cannot be trained here", path=model_dir)
     stored = _stored(model_dir)
     shape = shape_of(model, *_sizes(stored, str(getattr(model.config, "dtype", None) or "float32")))
     for parameter in shape.parameters:

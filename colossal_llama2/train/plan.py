@@ -168,6 +168,10 @@ def report(shape: ModelShape, plan: MemoryPlan, others: list[MemoryPlan], room: 
         "",
         *_alternative_lines(others, room),
     ]
+    if not shape.has_llama_layers:
+        lines.insert(
+            1, f"activations are those of layers of Llama's kind, and {shape.model_type} has others: a rough guide"
+        )
     if not shape.stored_bytes:
         lines.insert(1, "no safetensors files there: planned from config.json alone")
     return "\n".join(lines)

@@ -58,6 +58,11 @@ def test_weights_that_are_not_the_configurations_are_refused(tiny_model_dir: Pat
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a model folder"):
         read_model_shape(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(InputError, match="not a causal language model"):
-        read_model_shape(tmp_path)
+    for config, reason in (
+        ('{"model_type": "vit"}', "not a causal language model"),
+        ('{"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 8}', "without attention heads"),
+        ("{}", "not a causal language model"),
+    ):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(InputError, match=reason):
+            read_model_shape(tmp_path)

@@ -109,6 +109,14 @@ def test_the_worked_examples_are_what_the_tool_prints(
     assert output in documented
 
 
+def test_layers_of_another_kind_are_told(
+    tmp_path: Path, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "phi3", "num_hidden_layers": 2, "pad_token_id": 0}')
+    assert "phi3 has others: a rough guide" in plan(capsys, "--pretrained", tmp_path)[1]
+    assert "a rough guide" not in plan(capsys, "--pretrained", tiny_model_dir)[1]
+
+
 def test_a_run_is_planned_from_its_own_settings(tiny_model_dir: Path, tmp_path: Path) -> None:
     flags = [
         "--pretrained",
