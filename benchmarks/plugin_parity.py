@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -85,9 +86,9 @@ class ParitySettings:
     output: Path = ROOT / "benchmarks" / "results" / "plugin_parity.json"
     """Where the figures are written."""
     table: Path = ROOT / "docs" / "plugins.md"
-    """The page whose table, between its two marks, is replaced; left alone with --only."""
+    """The page whose table, between its two marks, is replaced."""
     only: tuple[str, ...] = ()
-    """Names of divisions to run, with underscores for spaces (default: all)."""
+    """Names of divisions to run, with underscores for spaces (default: all); the other rows stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +151,14 @@ def main(settings: ParitySettings) -> int:
                 {name: ("ok " if cell.passed else "NO ") + cell.detail for name, cell in row.items()},
                 flush=True,
             )
+    seconds = round(time.perf_counter() - began)
+    result: dict[str, Any] = {"machine": describe_machine(), "seconds": seconds, "cells": {}}
+    if settings.only and settings.output.is_file():
+        result = json.loads(settings.output.read_text(encoding="utf-8"))
     rows = {name: {column: vars(cell) for column, cell in row.items()} for name, row in table.items()}
-    result = {"machine": describe_machine(), "seconds": round(time.perf_counter() - began), "cells": rows}
-    settings.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    if not settings.only:
-        write_table(settings.table, table)
+    rows = {division.name: {**result["cells"], **rows}.get(division.name, {}) for division in DIVISIONS}
+    settings.output.write_text(json.dumps({**result, "cells": rows}, indent=1) + "\n", encoding="utf-8")
+    write_table(settings.table, {name: {c: Cell(**cell) for c, cell in row.items()} for name, row in rows.items()})
     return 0 if all(cell.passed for row in table.values() for cell in row.values()) else 1
 
 
@@ -257,7 +261,8 @@ def write_table(page: Path, table: dict[str, dict[str, Cell]]) -> None:
     head, _, rest = text.partition(begin)
     _, found, tail = rest.partition(end)
     assert found, f"{page} has no marks for the table"
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    curves = {column for row in table.values() for column in row if " x" in column}
+    columns = [*sorted(curves, key=lambda column: (column[-1], column[:4] != "fp32", column)), *COLUMNS]
     notes: list[str] = []
     lines = ["| | " + " | ".join(columns) + " |", "| --- " * (len(columns) + 1) + "|"]
     for name, row in table.items():
