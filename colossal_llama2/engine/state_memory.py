@@ -139,8 +139,8 @@ def _replicated(held: Sequence[Held], element: int, buckets: int, request: PlanR
 def _hybrid_without_zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     """HybridParallelPlugin at zero 0: fp32 trains as it is; in half precision every rank keeps whole masters.
 
-    MixedPrecisionOptimizer copies gradients to fp32 one by one and lets go of the half-precision ones. Data ranks average
-    gradients where they are: the session keeps the plugin from wrapping the model in DDP.
+    MixedPrecisionOptimizer copies gradients to fp32 one by one and lets go of the half-precision ones. Data ranks
+    average gradients where they are: the session keeps the plugin from wrapping the model in DDP.
     """
     element, trained = request.training.element, _trained(held)
     plain = _replicated(held, element, 0, request)
