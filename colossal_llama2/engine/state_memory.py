@@ -139,12 +139,11 @@ def _replicated(held: Sequence[Held], element: int, buckets: int, request: PlanR
 def _hybrid_without_zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     """HybridParallelPlugin at zero 0: fp32 trains as it is; in half precision every rank keeps whole masters.
 
-    MixedPrecisionOptimizer copies gradients to fp32 one by one and lets go of the half-precision ones. DDP's buckets
-    are there with several data ranks and no pipeline.
+    MixedPrecisionOptimizer copies gradients to fp32 one by one and lets go of the half-precision ones. Data ranks
+    average gradients where they are: the session keeps the plugin from wrapping the model in DDP.
     """
     element, trained = request.training.element, _trained(held)
-    wrapped = request.layout.sharing_ranks > 1 and request.layout.pp == 1
-    plain = _replicated(held, element, element if wrapped else 0, request)
+    plain = _replicated(held, element, 0, request)
     if element == FULL:
         return plain
     largest = max((p.numel for p in held if p.trained), default=0)
@@ -153,7 +152,6 @@ def _hybrid_without_zero(held: Sequence[Held], request: PlanRequest) -> StateMem
         optimizer=(FULL + MOMENTS) * trained,
         gradients=plain.gradients,
         gradients_before=plain.gradients_before,
-        buffers=plain.buffers,
         update=(FULL - element) * trained + _DOUBLE * largest,
     )
 
