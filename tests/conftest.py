@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ _WORDS = (
     "the quick brown fox jumps over a lazy dog while seven wizards vex quietly bold journeys through many old towns"
 )
 _HAN = "今天天气很好我们学习语言模型中国文字世界你好大小"
+
+
+@pytest.fixture(autouse=True)
+def broken_pipes_are_errors() -> Iterator[None]:
+    """Put python's own handling back: a command run inside a test leaves pipes that break to kill the process."""
+    yield
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
 
 def sentences() -> list[str]:
