@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,16 @@ _WORDS = (
     "the quick brown fox jumps over a lazy dog while seven wizards vex quietly bold journeys through many old towns"
 )
 _HAN = "今天天气很好我们学习语言模型中国文字世界你好大小"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """Lift a test's limit on file sizes before its result is reported: the report may go to a file of its own."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        return (yield)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(autouse=True)
