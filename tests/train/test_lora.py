@@ -102,8 +102,14 @@ RESUME = ["--max_steps", 7, "--lr", 1e-2, "--num_epochs", 2, "--micro_batch_size
         pytest.param("ddp", "fp16", "float32", ["--use_grad_checkpoint"], marks=pytest.mark.long),
         pytest.param("ddp", "fp32", "bfloat16", ["--lora_train_embeddings", "no"], marks=pytest.mark.long),
         ("3d --tp 2", "bf16", "bfloat16", []),
-        pytest.param("3d --pp 2", "bf16", "float32", [], marks=pytest.mark.long),
-        pytest.param("3d --pp 2", "fp16", "bfloat16", ["--lora_train_embeddings", "no"], marks=pytest.mark.long),
+        pytest.param("3d --pp 2 --accumulation_steps 2", "bf16", "float32", [], marks=pytest.mark.long),
+        pytest.param(
+            "3d --pp 2 --accumulation_steps 2",
+            "fp16",
+            "bfloat16",
+            ["--lora_train_embeddings", "no"],
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_resuming_is_exact_and_the_adapter_is_peft_s(
