@@ -22,6 +22,10 @@ _WORDS = (
 _HAN = "今天天气很好我们学习语言模型中国文字世界你好大小"
 
 
+# A shell starts what it puts in the background with Ctrl-C ignored, and every process of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
     """Lift a test's limit on file sizes before its result is reported: the report may go to a file of its own."""
