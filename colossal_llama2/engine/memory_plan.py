@@ -125,6 +125,11 @@ def predict(shape: ModelShape, request: PlanRequest) -> MemoryPlan:
     )
 
 
+def describe_predicted(plan: MemoryPlan) -> str:
+    """Say what is predicted, for a log."""
+    return f"{plan.allocated / GIB:.2f} GiB of every device predicted, most of it at {plan.fullest.name}"
+
+
 def describe_actual(plan: MemoryPlan, actual: int) -> str:
     """Set the predicted peak beside the one that was measured, for a log.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -134,9 +134,23 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
     return PlanRequest(layout, training)
 
 
-def predict_run(settings: TrainSettings, nproc: int) -> MemoryPlan:
-    """Predict the memory of a training run, from its model's folder alone."""
-    return predict(read_model_shape(settings.model.pretrained), request_of_run(settings, nproc))
+def predict_run(settings: TrainSettings, nproc: int, max_length: int) -> MemoryPlan | str:
+    """Predict the memory of a training run, from its model's folder alone.
+
+    Args:
+        settings: the run's.
+        nproc: its ranks.
+        max_length: of the rows that it trains on, in tokens.
+
+    Returns:
+        The plan, or why there is none: a run that the planner cannot follow is no worse for it.
+    """
+    asked = request_of_run(settings, nproc)
+    request = replace(asked, training=replace(asked.training, max_length=max_length))
+    try:
+        return predict(read_model_shape(settings.model.pretrained), request)
+    except InputError as error:
+        return str(error)
 
 
 def main(settings: PlanSettings) -> int:

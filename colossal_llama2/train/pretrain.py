@@ -12,7 +12,7 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.adapters import Adapter, attach_adapter
-from colossal_llama2.engine.memory_plan import GIB, describe_actual
+from colossal_llama2.engine.memory_plan import MemoryPlan, describe_actual, describe_predicted
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
@@ -88,10 +88,11 @@ def check_division(settings: TrainSettings, start: StartingPoint) -> None:
 
 
 def _train_and_save(settings: TrainSettings, run: Run, position: Position, dtype: torch.dtype) -> int:
-    _announce(settings, run, position)
+    plan = predict_run(settings, ranks.world_size(), run.batches.corpus.max_length)
+    _announce(settings, run, position, plan)
     try:
         position, complete = train(run, position)
-        _say_memory(settings)
+        _say_memory(plan)
         if complete:  # a SIGTERM from here on waits: the model is as far as the run was to go
             _save_finished(settings, run, dtype)
             return 0
@@ -258,11 +259,10 @@ def _checked_state(settings: TrainSettings, start: StartingPoint, identity: RunI
     return state
 
 
-def _say_memory(settings: TrainSettings) -> None:
+def _say_memory(plan: MemoryPlan | str) -> None:
     """Set the peak beside what `tools/plan.py` predicts; a CPU's resident set is another thing than what it counts."""
-    if torch.cuda.is_available():
-        actual = int(ranks.largest_over_ranks(ranks.peak_memory()))
-        cli.say(describe_actual(predict_run(settings, ranks.world_size()), actual))
+    if torch.cuda.is_available() and not isinstance(plan, str):
+        cli.say(describe_actual(plan, int(ranks.largest_over_ranks(ranks.peak_memory()))))
 
 
 def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> RunLog | None:
@@ -271,15 +271,14 @@ def _open_log(settings: TrainSettings, first_step: int, total_steps: int) -> Run
     return RunLog(settings.run_dir, first_step, total_steps, settings.output.log_interval)
 
 
-def _announce(settings: TrainSettings, run: Run, position: Position) -> None:
+def _announce(settings: TrainSettings, run: Run, position: Position, plan: MemoryPlan | str) -> None:
     corpus = run.batches.corpus
-    plan = predict_run(settings, ranks.world_size())
     _, attention = choose_attention(settings.parallel.mixed_precision, settings.model.use_flash_attn)
     cli.say(
         f"{settings.parallel.plugin}, {settings.parallel.mixed_precision}, {ranks.world_size()} ranks on "
         f"{ranks.device().type}; {attention}"
     )
-    cli.say(f"memory: {plan.allocated / GIB:.2f} GiB of every device predicted, most of it at {plan.fullest.name}")
+    cli.say(f"memory: {plan if isinstance(plan, str) else describe_predicted(plan)}")
     cli.say(
         f"{corpus.num_rows} rows in {len(corpus.bucket_sizes)} buckets, {run.batches.rows_per_step} rows a step, "
         + (

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from colossal_llama2 import cli
+from colossal_llama2.engine.memory_plan import MemoryPlan
 from colossal_llama2.errors import InputError
-from colossal_llama2.train.plan import PlanSettings, main, request_of_run
+from colossal_llama2.train.plan import PlanSettings, main, predict_run, request_of_run
 from colossal_llama2.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
@@ -162,3 +163,16 @@ def test_the_tool_leaves_one_error_line(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         f"error: {tmp_path}: not a model folder (no config.json); name a folder saved by transformers"
     ]
+
+
+def test_a_run_that_the_planner_cannot_follow_is_not_refused_for_it(tiny_model_dir: Path) -> None:
+    flags = ["--pretrained", tiny_model_dir, "--dataset", "corpus", "--save_dir", "out", "--mixed_precision", "bf16"]
+    flags += ["--lora_rank", 2, "--lora_targets"]
+    plans = [
+        predict_run(cli.parse(TrainSettings, [str(flag) for flag in (*flags, targets)]), 2, 48)
+        for targets in ("q_proj", "self_attn.q_proj")  # train.py takes the longer name as well
+    ]
+    assert isinstance(plans[0], MemoryPlan)
+    assert plans[0].request.training.max_length == 48
+    assert isinstance(plans[1], str)
+    assert "self_attn.q_proj" in plans[1]
