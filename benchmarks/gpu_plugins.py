@@ -119,28 +119,11 @@ def _epoch_of(folder: Path, step: int) -> int:
 
 
 def _inputs(work: Path, settings: GpuSettings) -> tuple[Path, Path]:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model_dir, corpus_dir = make_tiny_inputs(work, max_length=2048, num_records=4000)
-    for weights in model_dir.glob("*.safetensors"):
-        weights.unlink()
-    config = LlamaConfig(
-        vocab_size=32000,
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.hidden_size * 11 // 4,
-        num_hidden_layers=settings.num_layers,
-        num_attention_heads=max(settings.hidden_size // 128, 2),
-        num_key_value_heads=max(settings.hidden_size // 256, 1),
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)
-    LlamaForCausalLM(config).save_pretrained(model_dir)
-    torch.set_default_dtype(torch.float32)
-    return model_dir, corpus_dir
+    width = settings.hidden_size
+    heads = {"num_attention_heads": max(width // 128, 2), "num_key_value_heads": max(width // 256, 1)}
+    sizes = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_hidden_layers": settings.num_layers}
+    more = {"vocab_size": 32000, "max_position_embeddings": 2048, "initializer_range": 0.02}
+    return make_tiny_inputs(work, 2048, 4000, "bfloat16", **heads, **sizes, **more)
 
 
 if __name__ == "__main__":

@@ -15,26 +15,8 @@ SEED, LR, WARMUP, EPS, LENGTH = 3, 1e-2, 2, 1e-4, 48
 
 def make_inputs(folder: Path) -> tuple[Path, Path]:
     """Make a random Llama that divides in every way but one, its vocabulary (401 rows), and a corpus for it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model_dir, corpus_dir = make_tiny_inputs(folder)
-    for weights in model_dir.glob("*.safetensors"):
-        weights.unlink()
-    config = LlamaConfig(
-        vocab_size=401,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.1,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(model_dir)
-    return model_dir, corpus_dir
+    sizes = {"vocab_size": 401, "num_hidden_layers": 4, "num_attention_heads": 4, "initializer_range": 0.1}
+    return make_tiny_inputs(folder, **sizes)
 
 
 def plain_curve(

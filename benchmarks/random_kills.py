@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
-from benchmarks.tiny_run import make_model_and_corpus
+from benchmarks.tiny_inputs import make_tiny_inputs
 from benchmarks.warm_ranks import Started, WarmRanks
 from colossal_llama2 import cli
 from colossal_llama2.engine.checkpoint_folders import whole_checkpoints
@@ -80,7 +80,7 @@ def main(settings: RandomKills) -> int:
     """Do it, write the result, and return 1 when a promise is broken."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary, WarmRanks() as warm:
-        model, corpus = make_model_and_corpus(Path(temporary))
+        model, corpus = make_tiny_inputs(Path(temporary))
         flags = [
             *("--pretrained", model, "--dataset", corpus, "--max_length", 48, "--num_epochs", 1000),
             *("--plugin", settings.plugin, "--mixed_precision", settings.mixed_precision, "--lr", 1e-2),

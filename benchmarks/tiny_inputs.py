@@ -6,16 +6,30 @@ import io
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 SENTENCE = "the quick brown fox jumps over a lazy dog while seven wizards vex quietly bold journeys 今天 天气 很好 语言"
 WORDS = SENTENCE.split()
 
 
-def make_tiny_inputs(folder: Path, max_length: int = 48, num_records: int = 160) -> tuple[Path, Path]:
-    """Make a random Llama with a tokenizer of its own, and a prepared corpus; return their folders."""
+def make_tiny_inputs(
+    folder: Path, max_length: int = 48, num_records: int = 160, dtype: str = "float32", **config: Any
+) -> tuple[Path, Path]:
+    """Make a random Llama with a tokenizer of its own, and a prepared corpus.
+
+    Args:
+        folder: where they go.
+        max_length: of the corpus's rows, in tokens.
+        num_records: documents in it.
+        dtype: of the weights.
+        config: what is to be different in the model's configuration.
+
+    Returns:
+        The model's folder and the corpus's.
+    """
     model_dir = folder / "model"
     _make_tokenizer(model_dir)
-    _make_model(model_dir)
+    _make_model(model_dir, dtype, config)
     return model_dir, _make_corpus(folder, model_dir, max_length, num_records)
 
 
@@ -50,24 +64,15 @@ def _make_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def _make_model(folder: Path) -> None:
+def _make_model(folder: Path, dtype: str, changes: dict[str, float]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    sizes: dict[str, Any] = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    config = LlamaConfig(**{**sizes, **heads, "initializer_range": 0.2, **changes}, bos_token_id=1, eos_token_id=2)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
 
 
 def _make_corpus(folder: Path, tokenizer_dir: Path, max_length: int, num_records: int) -> Path:

@@ -168,25 +168,9 @@ def _endless(batches: Any) -> Iterator[Any]:
 
 def _inputs(work: Path) -> tuple[Path, Path]:
     """A model of 3.9 million parameters and rows of 256 tokens: 4,096 a step, as in one row of the default length."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model_dir, corpus_dir = make_tiny_inputs(work, max_length=256, num_records=2000)
-    for weights in model_dir.glob("*.safetensors"):
-        weights.unlink()
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(model_dir)
-    return model_dir, corpus_dir
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}
+    sizes = {"vocab_size": 1024, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, **heads}
+    return make_tiny_inputs(work, 256, 2000, initializer_range=0.02, **sizes)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from torch import nn
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.embedding_names import build_without_memory
 from colossal_llama2.model.freezing import embedding_modules, embedding_parameters
+from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 
 KEY_PREFIX: Final = "base_model.model."
 _ADAPTER: Final = "default"  # peft's name for the only adapter; it is part of parameter names, not of saved keys
@@ -104,6 +105,11 @@ def plan_lora(
         trained = {id(p) for p in embedding_parameters(model)}
         shapes |= {KEY_PREFIX + name: tuple(p.shape) for name, p in model.named_parameters() if id(p) in trained}
     return LoraPlan(rank, alpha, dropout, chosen, embeddings, shapes)
+
+
+def embeddings_learn(choice: str, model_dir: Path) -> bool:
+    """Decide what ``yes``, ``no`` or ``auto`` means for a base: auto trains them where the vocabulary was expanded."""
+    return choice == "yes" or (choice == "auto" and (model_dir / EXPANSION_FILE).is_file())
 
 
 def add_lora(model: nn.Module, plan: LoraPlan, seed: int) -> None:

@@ -17,9 +17,9 @@ from colossal_llama2.engine.plan_alternatives import CRITERION, Room, alternativ
 from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
 from colossal_llama2.engine.plugins import PluginName, Precision, SequenceMode
 from colossal_llama2.errors import InputError
+from colossal_llama2.model.lora import embeddings_learn
 from colossal_llama2.model.model_shape import ModelShape, read_model_shape
 from colossal_llama2.outputs import refuse_existing, whole_file
-from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 from colossal_llama2.train.settings import TrainSettings
 
 EXIT_DOES_NOT_FIT = 1
@@ -89,7 +89,6 @@ class PlanSettings:
     @property
     def request(self) -> PlanRequest:
         """What is asked of the engine."""
-        expanded = (self.pretrained / EXPANSION_FILE).is_file()
         layout = Layout(self.plugin, self.nproc, self.tp, self.pp, self.sp, self.sp_mode, self.zero)
         training = Training(
             precision=self.mixed_precision,
@@ -102,8 +101,7 @@ class PlanSettings:
             lora_rank=self.lora_rank,
             lora_dropout=self.lora_dropout,
             lora_targets=tuple(comma_separated(self.lora_targets)),
-            lora_train_embeddings=self.lora_train_embeddings == "yes"
-            or (self.lora_train_embeddings == "auto" and expanded),
+            lora_train_embeddings=embeddings_learn(self.lora_train_embeddings, self.pretrained),
         )
         return PlanRequest(layout, training)
 
@@ -128,8 +126,7 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
         lora_rank=settings.lora.lora_rank,
         lora_dropout=settings.lora.lora_dropout,
         lora_targets=tuple(comma_separated(settings.lora.lora_targets)),
-        lora_train_embeddings=settings.lora.lora_train_embeddings == "yes"
-        or (settings.lora.lora_train_embeddings == "auto" and (model.pretrained / EXPANSION_FILE).is_file()),
+        lora_train_embeddings=embeddings_learn(settings.lora.lora_train_embeddings, model.pretrained),
     )
     return PlanRequest(layout, training)
 

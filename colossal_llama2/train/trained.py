@@ -10,9 +10,8 @@ from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.adapter_files import check_continues, load_into
 from colossal_llama2.model.freezing import embedding_parameters, freeze_all_but_embeddings, keep_base_rows
-from colossal_llama2.model.lora import LoraPlan, add_lora, plan_lora
+from colossal_llama2.model.lora import LoraPlan, add_lora, embeddings_learn, plan_lora
 from colossal_llama2.tokenizer.expansion import new_tokens
-from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 from colossal_llama2.train.checkpoints import StartingPoint
 from colossal_llama2.train.settings import TrainSettings
 
@@ -64,7 +63,7 @@ def plan_trained(settings: TrainSettings, start: StartingPoint) -> Trained:
         lora.alpha,
         lora.lora_dropout,
         cli.comma_separated(lora.lora_targets),
-        embeddings=rows is not None or _embeddings_learn(settings),
+        embeddings=rows is not None or embeddings_learn(lora.lora_train_embeddings, pretrained),
     )
     name = f"LoRA of rank {plan.rank}, alpha {plan.alpha} on {', '.join(plan.targets)}"
     return Trained(f"{name}, and {which}" if plan.embeddings else name, new_rows=rows, lora=plan)
@@ -98,10 +97,3 @@ def mark_trained(model: nn.Module, trained: Trained, start: StartingPoint, seed:
     for parameter in parameters:
         keep_base_rows(parameter, trained.new_rows)
     return parameters
-
-
-def _embeddings_learn(settings: TrainSettings) -> bool:
-    choice = settings.lora.lora_train_embeddings
-    if choice != "auto":
-        return choice == "yes"
-    return (settings.model.pretrained / EXPANSION_FILE).is_file()
