@@ -15,8 +15,8 @@ SEED, LR, WARMUP, EPS, LENGTH = 3, 1e-2, 2, 1e-4, 48
 
 def make_inputs(folder: Path) -> tuple[Path, Path]:
     """Make a random Llama that divides in every way but one, its vocabulary (401 rows), and a corpus for it."""
-    sizes = {"vocab_size": 401, "num_hidden_layers": 4, "num_attention_heads": 4, "initializer_range": 0.1}
-    return make_tiny_inputs(folder, **sizes)
+    sizes: dict[str, Any] = {"vocab_size": 401, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return make_tiny_inputs(folder, initializer_range=0.1, **sizes)
 
 
 def plain_curve(

@@ -168,9 +168,10 @@ def _endless(batches: Any) -> Iterator[Any]:
 
 def _inputs(work: Path) -> tuple[Path, Path]:
     """A model of 3.9 million parameters and rows of 256 tokens: 4,096 a step, as in one row of the default length."""
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}
-    sizes = {"vocab_size": 1024, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, **heads}
-    return make_tiny_inputs(work, 256, 2000, initializer_range=0.02, **sizes)
+    config: dict[str, Any] = {"vocab_size": 1024, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}
+    config |= {"initializer_range": 0.02}
+    return make_tiny_inputs(work, 256, 2000, **config)
 
 
 if __name__ == "__main__":
