@@ -17,6 +17,9 @@ from colossal_llama2.dataset.parts import PartReader, Row, part_name
 from colossal_llama2.errors import InputError
 
 
+_READ_VERSIONS = (1, VERSION)  # rows and buckets are the same in both
+
+
 @dataclass(frozen=True)
 class _Manifest:
     max_length: int
@@ -106,7 +109,7 @@ def _read_manifest(folder: Path, home: Path) -> _Manifest:
     path = home / MANIFEST
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
+        if content["version"] not in _READ_VERSIONS:
             raise InputError(
                 f"has layout version {content['version']}, and this is version {VERSION}",
                 path=path,

@@ -3,169 +3,205 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from colossal_llama2.dataset.encoding import EncodedShard
-from colossal_llama2.dataset.inputs import InputFile, Shard
-from colossal_llama2.dataset.planning import Corpus
-from colossal_llama2.dataset.splicing import cut_documents
+from colossal_llama2.dataset.encoded import EncodedShard
+from colossal_llama2.dataset.inputs import Shard, first_line_number
+from colossal_llama2.dataset.planning import Plan, Tally
+from colossal_llama2.dataset.rows import CutCounts, WrittenBucket
 
-MANIFEST = "manifest.json"
-VERSION = 1
-
-
-@dataclass(frozen=True)
-class WrittenBucket:
-    """What was counted in a bucket while it was written, from the rows themselves; `pieces` are of documents."""
-
-    bucket: int
-    rows: int
-    tokens: int
-    learned_tokens: int
-    pieces: int
-    rows_without_learned_tokens: int
-    arrow_sha256: str
+MANIFEST: Final = "manifest.json"
+FILES_FILE: Final = "files.jsonl"
+REFUSED_FILE: Final = "refused_records.jsonl"
+VERSION: Final = 2
 
 
 class UnbalancedError(RuntimeError):
     """The ledger's sums differ: a defect of this program, never of its input."""
 
 
-def file_ledger(
-    files: Sequence[InputFile], shards: Sequence[Shard], encoded: Sequence[EncodedShard]
-) -> list[dict[str, Any]]:
-    """Count what each file gave: records, characters, bytes, tokens, refused lines."""
-    by_file: dict[Path, list[EncodedShard]] = {file.path: [] for file in files}
-    for shard, entry in zip(shards, encoded, strict=True):
-        by_file[shard.file.path].append(entry)
-    entries = []
-    for file in files:
-        own = by_file[file.path]
-        tables = [entry.documents() for entry in own]
-        entries.append(
-            {
-                "file": file.name,
-                "bytes": file.num_bytes,
-                "sha256_of_shards": [entry.content_hash for entry in own],
-                "documents": sum(len(table) for table in tables),
-                "characters": sum(int(table["characters"].sum()) for table in tables),
-                "text_bytes": sum(int(table["bytes"].sum()) for table in tables),
-                "tokens": sum(int(table["tokens"].sum()) for table in tables),
-                "refused_lines": sum(len(entry.refusals) for entry in own),
-            }
-        )
-    return entries
+def write_file_ledger(shards: Sequence[Shard], encoded: Sequence[EncodedShard], folder: Path) -> dict[str, int]:
+    """Write what each file gave, a line a file, and every refused line; return the sums over all files.
 
-
-def category_ledger(
-    corpus: Corpus, buckets: npt.NDArray[Any], num_buckets: int, max_length: int
-) -> dict[str, dict[str, Any]]:
-    """Count each category: documents, characters, tokens in and learned, what is not learned and why, its buckets."""
-    pieces = cut_documents(corpus.tokens, max_length)
-    of_pieces = corpus.categories[pieces.documents]
-    unlearned_here = np.clip(corpus.unlearned[pieces.documents] - pieces.starts, 0, pieces.lengths)
-    continued = pieces.starts > 0
-    num_categories = len(corpus.category_names)
-    cells = corpus.categories * num_buckets + buckets
-    shape = (num_categories, num_buckets)
-
-    def of_documents(values: npt.NDArray[Any]) -> list[int]:
-        return _sum_by(corpus.categories, values, num_categories)
-
-    columns: dict[str, list[Any]] = {
-        "documents": np.bincount(corpus.categories, minlength=num_categories).tolist(),
-        "characters": of_documents(corpus.characters),
-        "tokens": of_documents(corpus.tokens),
-        "documents_cut": of_documents(corpus.tokens > max_length),
-        "source": _sum_by(of_pieces, np.maximum(unlearned_here - ~continued, 0), num_categories),
-        "first_of_continuation": _sum_by(of_pieces, continued & (unlearned_here == 0), num_categories),
-        "continuations": _sum_by(of_pieces, continued, num_categories),
-        "straddling_tokens_learned": of_documents(corpus.straddles),
-        "documents_per_bucket": np.bincount(cells, minlength=num_categories * num_buckets).reshape(shape).tolist(),
-        "tokens_per_bucket": np.reshape(_sum_by(cells, corpus.tokens, num_categories * num_buckets), shape).tolist(),
-    }
-    return {
-        name: _category_entry({column: values[number] for column, values in columns.items()})
-        for number, name in enumerate(corpus.category_names)
-    }
-
-
-def _category_entry(counts: dict[str, Any]) -> dict[str, Any]:
-    not_learned = {
-        "first_of_document": counts["documents"],
-        "source": counts["source"],
-        "first_of_continuation": counts["first_of_continuation"],
-    }
-    return {
-        **{name: counts[name] for name in ("documents", "characters", "tokens")},
-        "learned_tokens": counts["tokens"] - sum(not_learned.values()),
-        "not_learned": not_learned,
-        "straddling_tokens_learned": counts["straddling_tokens_learned"],
-        "documents_cut": counts["documents_cut"],
-        "cuts": {"longer_than_max_length": counts["continuations"]},
-        **{name: counts[name] for name in ("documents_per_bucket", "tokens_per_bucket")},
-    }
-
-
-def _sum_by(numbers: npt.NDArray[Any], values: npt.NDArray[Any], size: int) -> list[int]:
-    sums: list[int] = np.bincount(numbers, weights=values, minlength=size).astype(np.int64).tolist()
+    A corpus may have a million files, so neither list is ever held.
+    """
+    sums = {"files": 0, "bytes": 0, "documents": 0, "characters": 0, "text_bytes": 0, "tokens": 0, "refused_lines": 0}
+    with (folder / FILES_FILE).open("w", encoding="utf-8") as files, (folder / REFUSED_FILE).open(
+        "w", encoding="utf-8"
+    ) as refused:
+        for entry in _file_entries(shards, encoded, refused):
+            files.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            sums["files"] += 1
+            for name in sums.keys() - {"files"}:
+                sums[name] += entry[name]
     return sums
 
 
-def balance(ledger: dict[str, Any], written: Sequence[WrittenBucket]) -> None:
-    """Compare what came in with what was written, in total and bucket by bucket.
+def _file_entries(shards: Sequence[Shard], encoded: Sequence[EncodedShard], refused: Any) -> Iterator[dict[str, Any]]:
+    entry: dict[str, Any] | None = None
+    last = None
+    for shard, result in zip(shards, encoded, strict=True):
+        lines: dict[int, list[Any]] = {}
+        for line in result.refused:
+            lines.setdefault(line.segment, []).append(line)
+        for number, (segment, counts) in enumerate(zip(shard.segments, result.segments(), strict=True)):
+            if entry is None or segment.file is not last and segment.file != last:
+                if entry is not None:
+                    yield entry
+                entry = {"file": segment.file.name, "bytes": segment.file.num_bytes, "sha256_of_shards": []}
+                entry |= dict.fromkeys(("documents", "characters", "text_bytes", "tokens", "refused_lines"), 0)
+                last = segment.file
+            entry["sha256_of_shards"].append(result.content_hash)
+            for name, column in (("documents", "documents"), ("characters", "characters"), ("text_bytes", "bytes")):
+                entry[name] += int(counts[column])
+            entry["tokens"] += int(counts["tokens"])
+            own = lines.get(number, [])
+            entry["refused_lines"] += len(own)
+            first = first_line_number(segment) if own else 1
+            for line in own:
+                content = {"file": segment.file.name, "line": first + line.lines_before, "reason": line.reason}
+                refused.write(json.dumps(content, ensure_ascii=False) + "\n")
+    if entry is not None:
+        yield entry
 
-    Raises:
-        UnbalancedError: a sum differs.
-    """
-    files, categories = ledger["files"], ledger["categories"].values()
-    checks = {
-        "documents": (sum(f["documents"] for f in files), sum(c["documents"] for c in categories)),
-        "characters": (sum(f["characters"] for f in files), sum(c["characters"] for c in categories)),
-        "documents of buckets": (
-            sum(f["documents"] for f in files),
-            sum(sum(c["documents_per_bucket"]) for c in categories),
-        ),
-        "tokens of files and categories": (sum(f["tokens"] for f in files), sum(c["tokens"] for c in categories)),
-        "tokens in and out": (sum(f["tokens"] for f in files), sum(bucket.tokens for bucket in written)),
-        "learned tokens": (
-            sum(c["learned_tokens"] for c in categories),
-            sum(bucket.learned_tokens for bucket in written),
-        ),
+
+def category_ledger(plan: Plan, cuts: CutCounts, holdout: CutCounts) -> dict[str, dict[str, Any]]:
+    """Account for each category: what came, what was left out and why, what is learned, where it is."""
+    return {
+        name: {
+            "documents": int(plan.documents_per_bucket[number].sum()),
+            "tokens": int(plan.tokens_per_bucket[number].sum()),
+            "learned_tokens": _learned(int(plan.tokens_per_bucket[number].sum()), cuts, number),
+            "read": _tally(plan.seen, number),
+            "duplicates": _tally(plan.duplicates, number),
+            "held_out": {
+                **_tally(plan.held_out, number),
+                "learned_tokens": _learned(int(plan.held_out.tokens[number]), holdout, number),
+            },
+            "repeated": _tally(plan.repeated, number),
+            "thinned": _tally(plan.thinned, number),
+            "not_learned": {
+                "first_of_document": int(plan.documents_per_bucket[number].sum()),
+                "source": int(cuts.source[number]),
+                "first_of_continuation": int(cuts.first_of_continuation[number]),
+                "added_bos": int(cuts.added_bos[number]),
+            },
+            "straddling_tokens_learned": int(plan.straddling[number]),
+            "documents_cut": int(cuts.documents_cut[number]),
+            "cuts": {
+                "longer_than_max_length": int(cuts.longer_than_row[number]),
+                "row_was_full": int(cuts.continuations[number] - cuts.longer_than_row[number]),
+            },
+            "documents_per_bucket": plan.documents_per_bucket[number].tolist(),
+            "tokens_per_bucket": plan.tokens_per_bucket[number].tolist(),
+        }
+        for number, name in enumerate(plan.category_names)
     }
-    cuts = sum(c["cuts"]["longer_than_max_length"] for c in categories)
-    checks["pieces"] = (sum(f["documents"] for f in files) + cuts, sum(bucket.pieces for bucket in written))
-    for bucket in written:
-        planned = sum(c["tokens_per_bucket"][bucket.bucket] for c in categories)
-        checks[f"tokens of bucket {bucket.bucket}"] = (planned, bucket.tokens)
-    for name, (left, right) in checks.items():
-        if left != right:
-            raise UnbalancedError(f"the ledger does not balance: {name}: {left} and {right}")
 
 
-def bucket_ledger(
-    corpus: Corpus, buckets: npt.NDArray[Any], written: Sequence[WrittenBucket], max_length: int
-) -> list[dict[str, Any]]:
+def _tally(tally: Tally, number: int) -> dict[str, int]:
+    return {name: int(getattr(tally, name)[number]) for name in ("documents", "characters", "tokens")}
+
+
+def _learned(tokens: int, cuts: CutCounts, number: int) -> int:
+    return tokens + int(cuts.added_bos[number]) - int(cuts.unlearned[number])
+
+
+def bucket_ledger(plan: Plan, written: Sequence[WrittenBucket], max_length: int) -> list[dict[str, Any]]:
     """List the buckets with their documents and characters, and their fill: tokens over what their rows could hold."""
-    documents = np.bincount(buckets, minlength=len(written)).tolist()
-    characters = _sum_by(buckets, corpus.characters, len(written))
+    documents = plan.documents_per_bucket.sum(axis=0)
     return [
         {
             **asdict(bucket),
-            "documents": documents[bucket.bucket],
-            "characters": characters[bucket.bucket],
-            "fill": round(bucket.tokens / (bucket.rows * max_length), 6),
+            "documents": int(documents[bucket.bucket]),
+            "characters": int(plan.characters_per_bucket[bucket.bucket]),
+            "fill": fill_of([bucket], max_length),
         }
         for bucket in written
     ]
 
 
+def fill_of(written: Sequence[WrittenBucket], max_length: int) -> float:
+    """Return tokens over what the rows could hold."""
+    rows = sum(bucket.rows for bucket in written)
+    return round(sum(bucket.tokens for bucket in written) / (rows * max_length), 6) if rows else 0.0
+
+
+def balance(
+    sums: dict[str, int],
+    plan: Plan,
+    results: Sequence[tuple[WrittenBucket, CutCounts]],
+    holdout: tuple[WrittenBucket, CutCounts] | None,
+) -> None:
+    """Compare what came in with what was planned and with what was written, in total and bucket by bucket.
+
+    Raises:
+        UnbalancedError: a sum differs.
+    """
+    written = [bucket for bucket, _ in results]
+    size = len(plan.category_names)
+    cuts = CutCounts.sum_of([counts for _, counts in results], size)
+    checks: dict[str, tuple[int, int]] = {}
+    for name in ("documents", "characters", "tokens"):
+        checks[f"{name} of files and categories"] = (sums[name], int(getattr(plan.seen, name).sum()))
+    per_bucket = {"documents": plan.documents_per_bucket, "tokens": plan.tokens_per_bucket}
+    for name, placed in per_bucket.items():
+        kept = getattr(plan.seen, name) + getattr(plan.repeated, name)
+        for left_out in (plan.duplicates, plan.held_out, plan.thinned):
+            kept = kept - getattr(left_out, name)
+        for number, category in enumerate(plan.category_names):
+            checks[f"{name} of {category}"] = (int(kept[number]), int(placed[number].sum()))
+    planned = plan.tokens_per_bucket.sum(axis=0)
+    for bucket, counts in results:
+        expected = int(planned[bucket.bucket] + counts.added_bos.sum())
+        checks[f"tokens of bucket {bucket.bucket}"] = (expected, bucket.tokens)
+        learned = int(planned[bucket.bucket] + counts.added_bos.sum() - counts.unlearned.sum())
+        checks[f"learned tokens of bucket {bucket.bucket}"] = (learned, bucket.learned_tokens)
+    placed_documents = int(plan.documents_per_bucket.sum())
+    checks["pieces"] = (placed_documents + int(cuts.continuations.sum()), sum(bucket.pieces for bucket in written))
+    parts = cuts.source + cuts.first_of_continuation + cuts.added_bos
+    checks["reasons not to learn"] = (int(parts.sum()) + placed_documents, int(cuts.unlearned.sum()))
+    if holdout is not None:
+        bucket, counts = holdout
+        expected = int(plan.held_out.tokens.sum() + counts.added_bos.sum())
+        checks["tokens held out"] = (expected, bucket.tokens)
+        checks["learned tokens held out"] = (expected - int(counts.unlearned.sum()), bucket.learned_tokens)
+    for name, (left, right) in checks.items():
+        if left != right:
+            raise UnbalancedError(f"the ledger does not balance: {name}: {left} and {right}")
+
+
+def totals(
+    sums: dict[str, int], plan: Plan, written: Sequence[WrittenBucket], cuts: CutCounts, max_length: int
+) -> dict[str, Any]:
+    """Sum up the whole corpus."""
+    left_out: dict[str, dict[str, int]] = {
+        name: {
+            "documents": int(getattr(plan, name).documents.sum()),
+            "tokens": int(getattr(plan, name).tokens.sum()),
+        }
+        for name in ("duplicates", "held_out", "repeated", "thinned")
+    }
+    return {
+        **sums,
+        **left_out,
+        "added_bos": int(cuts.added_bos.sum()),
+        "tokens_in_rows": sum(bucket.tokens for bucket in written),
+        "learned_tokens": sum(bucket.learned_tokens for bucket in written),
+        "rows": sum(bucket.rows for bucket in written),
+        "documents_cut": int(cuts.documents_cut.sum()),
+        "fill": fill_of(written, max_length),
+    }
+
+
 def write_manifest(ledger: dict[str, Any], folder: Path) -> None:
     """Write the ledger beside the parts."""
     (folder / MANIFEST).write_text(json.dumps(ledger, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+

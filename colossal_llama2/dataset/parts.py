@@ -7,8 +7,9 @@ same corpus must give the same bytes.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,26 +41,56 @@ class Row:
     seq_lens: npt.NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class RowBatch:
+    """Several rows behind one another.
+
+    Attributes:
+        input_ids: [T] int32, of all rows.
+        labels: [T] int32.
+        seq_lens: [N] int32.
+        offsets: [R + 1] int64, where each row begins in `input_ids`.
+        piece_offsets: [R + 1] int64, where each row begins in `seq_lens`.
+    """
+
+    input_ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    seq_lens: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    piece_offsets: npt.NDArray[np.int64]
+
+    @staticmethod
+    def of(rows: Sequence[Row]) -> RowBatch:
+        """Put rows behind one another."""
+        input_ids, labels, seq_lens = (np.concatenate([getattr(row, name) for row in rows]) for name in COLUMNS)
+        offsets = np.cumsum([0, *(len(row.input_ids) for row in rows)])
+        return RowBatch(input_ids, labels, seq_lens, offsets, np.cumsum([0, *(len(row.seq_lens) for row in rows)]))
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.offsets) - 1
+
+
 def part_name(bucket: int) -> str:
     """Name of a bucket's folder."""
     return f"part-{bucket:05d}"
 
 
 class PartWriter:
-    """Writes one bucket row by row, holding a few hundred rows at a time.
+    """Writes one bucket, holding a few hundred rows at a time.
 
     Args:
         arrow_dir: parent of the Arrow folders.
-        jsonl_dir: parent of the jsonl files.
+        jsonl_dir: parent of the jsonl files, if they are wanted.
         bucket: the bucket's number.
     """
 
-    def __init__(self, arrow_dir: Path, jsonl_dir: Path, bucket: int) -> None:
+    def __init__(self, arrow_dir: Path, jsonl_dir: Path | None, bucket: int) -> None:
         self._folder = arrow_dir / part_name(bucket)
         self._folder.mkdir()
-        self._arrow_path = self._folder / ARROW_FILE
-        self._jsonl = (jsonl_dir / f"{part_name(bucket)}.jsonl").open("wb")
-        self._stream = pa.ipc.new_stream(str(self._arrow_path), _schema())
+        self._file = _HashedFile(self._folder / ARROW_FILE)
+        self._jsonl = None if jsonl_dir is None else (jsonl_dir / f"{part_name(bucket)}.jsonl").open("wb")
+        self._stream = pa.ipc.new_stream(self._file, _schema())
         self._rows: list[Row] = []
 
     def __enter__(self) -> PartWriter:
@@ -72,7 +103,9 @@ class PartWriter:
         """Finish the files."""
         self._flush()
         self._stream.close()
-        self._jsonl.close()
+        self._file.close()
+        if self._jsonl is not None:
+            self._jsonl.close()
         if kind is None:
             self._write_metadata()
 
@@ -82,20 +115,34 @@ class PartWriter:
         if len(self._rows) == _ROWS_PER_BATCH:
             self._flush()
 
+    def write_batch(self, batch: RowBatch) -> None:
+        """Add several rows, as one record batch."""
+        self._flush()
+        values = (batch.input_ids, batch.labels, batch.seq_lens)
+        bounds = (batch.offsets, batch.offsets, batch.piece_offsets)
+        columns = [
+            pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(column))
+            for column, offsets in zip(values, bounds, strict=True)
+        ]
+        self._stream.write_batch(pa.record_batch(columns, schema=_schema()))
+        if self._jsonl is None:
+            return
+        for row in range(len(batch)):
+            record = {
+                name: column[offsets[row] : offsets[row + 1]]
+                for name, column, offsets in zip(COLUMNS, values, bounds, strict=True)
+            }
+            self._jsonl.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
+
     def content_hash(self) -> str:
         """Return the sha256 of the finished Arrow file."""
-        with self._arrow_path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        assert self._file.closed, "the file is finished"
+        return self._file.sha256.hexdigest()
 
     def _flush(self) -> None:
-        if not self._rows:
-            return
-        columns = [_lists([getattr(row, name) for row in self._rows]) for name in COLUMNS]
-        self._stream.write_batch(pa.record_batch(columns, schema=_schema()))
-        for row in self._rows:
-            record = {name: getattr(row, name) for name in COLUMNS}
-            self._jsonl.write(orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE))
-        self._rows = []
+        if self._rows:
+            rows, self._rows = self._rows, []
+            self.write_batch(RowBatch.of(rows))
 
     def _write_metadata(self) -> None:
         info = {"citation": "", "description": "", "features": _features(), "homepage": "", "license": ""}
@@ -110,6 +157,29 @@ class PartWriter:
         }
         for name, content in (("dataset_info.json", info), ("state.json", state)):
             (self._folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+class _HashedFile(io.RawIOBase):
+    """A file that is hashed while it is written, so that it need not be read again."""
+
+    def __init__(self, path: Path) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file = path.open("wb")
+
+    def writable(self) -> bool:
+        """Say that it can be written."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Write and hash."""
+        self.sha256.update(content)
+        return self._file.write(content)
+
+    def close(self) -> None:
+        """Close the file."""
+        if not self.closed:
+            self._file.close()
+            super().close()
 
 
 class PartReader:
@@ -149,13 +219,6 @@ def _batches(reader: Any) -> Iterator[Any]:
 
 def _as_arrays(column: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     return column.values.to_numpy(), column.offsets.to_numpy()
-
-
-def _lists(arrays: Iterable[npt.NDArray[np.int32]]) -> Any:
-    arrays = list(arrays)
-    offsets = np.zeros(len(arrays) + 1, dtype=np.int32)
-    np.cumsum([len(array) for array in arrays], out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(arrays)))
 
 
 def _features() -> dict[str, Any]:

@@ -1,164 +1,78 @@
-"""`tools/prepare_pretrain_dataset.py`: jsonl corpora to spliced rows in balanced buckets, every token accounted for."""
+"""`tools/prepare_pretrain_dataset.py`: corpora to spliced rows in balanced buckets, every token accounted for."""
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from colossal_llama2 import cli
-from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, count_records, encode_shard, tokenizer_key
-from colossal_llama2.dataset.inputs import InputFile, Shard, find_inputs, split_into_shards
+from colossal_llama2.dataset.deduplication import find_duplicates
+from colossal_llama2.dataset.encoded import EncodedShard
+from colossal_llama2.dataset.encoding import EncodingJob, encode_shard, tokenizer_key
+from colossal_llama2.dataset.inputs import Shard, split_into_shards
 from colossal_llama2.dataset.ledger import (
     MANIFEST,
+    REFUSED_FILE,
     VERSION,
-    WrittenBucket,
     balance,
     bucket_ledger,
     category_ledger,
-    file_ledger,
+    totals,
+    write_file_ledger,
     write_manifest,
 )
-from colossal_llama2.dataset.parts import IGNORED, PartWriter
-from colossal_llama2.dataset.planning import BucketJob, build_rows, gather, plan_buckets
-from colossal_llama2.dataset.workers import run_all, worker_pool
+from colossal_llama2.dataset.planning import HOLDOUT_FILE, Plan, Selection, category_names, make_plan
+from colossal_llama2.dataset.preparation import PrepareSettings, check
+from colossal_llama2.dataset.rows import BucketJob, CutCounts, WrittenBucket, write_bucket
+from colossal_llama2.dataset.selecting import parse_share, parse_weights, weight_array
+from colossal_llama2.dataset.workers import Workers, start_workers
 from colossal_llama2.errors import InputError
-from colossal_llama2.outputs import refuse_existing, whole_directory
-from colossal_llama2.tokenizer.loading import Encoder, load_encoder
+from colossal_llama2.outputs import whole_directory
+from colossal_llama2.tokenizer.loading import Encoder
 
-MAX_BINS = 100_000
-MAX_LENGTH = 1 << 22  # a block of rows is addressed with 32 bits
+HOLDOUT_DIR = "holdout"
 
 
 @dataclass(frozen=True)
-class PrepareSettings:
-    """Encode, splice and bucket jsonl corpora for continued pretraining.
+class _Preparation:
+    """What stays the same through all steps."""
 
-    A record is {"source": "...", "target": "...", "category": "..."}: the target is learned, the source is seen, the
-    category names the sub-dataset and is spread over all buckets.
-    """
-
-    data_input_dirs: str
-    """Folders (searched in depth for .jsonl) or single files, separated by commas."""
-    tokenizer_dir: Path
-    """Tokenizer folder, or a model folder with its tokenizer inside."""
-    data_cache_dir: Path = Path("jsonl_to_arrow_cache")
-    """Encoded shards are kept here; a second run over the same text takes them up again."""
-    data_jsonl_output_dir: Path = Path("spliced_tokenized_output_jsonl")
-    """The spliced rows as jsonl, one file a bucket."""
-    data_arrow_output_dir: Path = Path("spliced_tokenized_output_arrow")
-    """The spliced rows as Arrow, one folder a bucket, and manifest.json: what train.py reads."""
-    max_length: int = 4096
-    """Tokens a row can hold; longer documents go on in further rows of the same bucket."""
-    num_spliced_dataset_bins: int = 10
-    """Number of buckets."""
-    seed: int = 42
-    """Decides the order of rows inside a bucket."""
-    num_workers: int = 0
-    """Worker processes; 0 takes one a processor. The output does not depend on it."""
-    bad_records: Literal["error", "skip"] = "error"
-    """What to do with a line that is not a record: stop and name it, or pass it over and list it in the ledger."""
-    overwrite: bool = False
-    """Replace existing outputs."""
+    settings: PrepareSettings
+    encoder: Encoder
+    shards: list[Shard]
+    ignored: list[str]
 
 
 def main(settings: PrepareSettings) -> None:
-    """Prepare the corpus; both output folders appear when everything is written and the ledger balances."""
-    files, ignored, encoder = _check(settings)
-    shards = split_into_shards(files)
-    with worker_pool(settings.num_workers) as pool:
-        counted = partial(count_records, skip_bad_records=settings.bad_records == "skip")
-        _refuse_too_few(settings, sum(run_all(pool, counted, shards, "checking")))
-        _warn(ignored, encoder)
-        encoded = _encode(settings, shards, encoder, pool)
-        corpus = gather(encoded)
-        jobs, buckets = plan_buckets(corpus, settings.num_spliced_dataset_bins, settings.max_length, settings.seed)
-        with (
-            whole_directory(settings.data_jsonl_output_dir, settings.overwrite) as jsonl_dir,
-            whole_directory(settings.data_arrow_output_dir, settings.overwrite) as arrow_dir,
-        ):
-            write = partial(_write_bucket, arrow_dir=arrow_dir, jsonl_dir=jsonl_dir)
-            written = run_all(pool, write, jobs, "writing buckets")
-            ledger: dict[str, Any] = {
-                **_heading(settings, encoder),
-                "files": file_ledger(files, shards, encoded),
-                "ignored_files": ignored,
-                "categories": category_ledger(corpus, buckets, len(jobs), settings.max_length),
-                "buckets": bucket_ledger(corpus, buckets, written, settings.max_length),
-                "refused_records": [asdict(refusal) for entry in encoded for refusal in entry.refusals],
-            }
-            ledger["totals"] = _totals(ledger)
-            balance(ledger, written)
-            write_manifest(ledger, arrow_dir)
-            for folder in (arrow_dir, jsonl_dir):
-                (folder / "settings.yaml").write_text(cli.as_yaml(settings), encoding="utf-8")
+    """Prepare the corpus; the output folders appear when everything is written and the ledger balances."""
+    files, ignored, encoder = check(settings)
+    preparation = _Preparation(settings, encoder, split_into_shards(files), ignored)
+    work = settings.work
+    with start_workers(work.num_workers, work.ray_address if work.executor == "ray" else None) as workers:
+        encoded = _encode(preparation, workers)
+        with tempfile.TemporaryDirectory(prefix="plan-", dir=settings.data_cache_dir) as folder:
+            plan = _plan(preparation, encoded, Path(folder).absolute())
+            _warn(preparation)
+            jsonl = settings.data_jsonl_output_dir
+            with (
+                nullcontext() if jsonl is None else whole_directory(jsonl, settings.overwrite) as jsonl_dir,
+                whole_directory(settings.data_arrow_output_dir, settings.overwrite) as arrow_dir,
+            ):
+                ledger = _write(preparation, encoded, plan, workers, arrow_dir, jsonl_dir)
     _report(settings, ledger)
 
 
-def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encoder]:
-    """Refuse what cannot work before anything is written."""
-    if not 2 <= settings.max_length <= MAX_LENGTH:
-        raise InputError(
-            f"--max_length is {settings.max_length}",
-            remedy=f"give 2 (one token predicts the next) to {MAX_LENGTH}",
-        )
-    if not 1 <= settings.num_spliced_dataset_bins <= MAX_BINS:
-        raise InputError(
-            f"--num_spliced_dataset_bins is {settings.num_spliced_dataset_bins}", remedy=f"give 1 to {MAX_BINS}"
-        )
-    if settings.num_workers < 0 or settings.seed < 0:
-        raise InputError("--num_workers and --seed cannot be negative", remedy="give 0 or more")
-    entries = cli.comma_separated(settings.data_input_dirs)
-    if not entries:
-        raise InputError("--data_input_dirs names nothing", remedy="name folders or jsonl files, separated by commas")
-    encoder = load_encoder(settings.tokenizer_dir)
-    files, ignored = find_inputs(entries)
-    for folder in (settings.data_arrow_output_dir, settings.data_jsonl_output_dir):
-        refuse_existing(folder, settings.overwrite)
-    _refuse_nested(settings, entries)
-    if encoder.bos_token_id is None and encoder.eos_token_id is None:
-        raise InputError(
-            "has neither a beginning-of-sequence nor an end-of-sequence token, so documents would run together",
-            path=settings.tokenizer_dir,
-            remedy="name eos_token in its tokenizer_config.json",
-        )
-    return files, ignored, encoder
-
-
-def _warn(ignored: Sequence[str], encoder: Encoder) -> None:
-    """Say what may surprise; only once nothing can be refused any more, so that a refusal is one line."""
-    if ignored:
-        cli.warn(
-            f"{len(ignored)} files are not .jsonl and were passed over: {', '.join(ignored[:3])}"
-            + " ..." * (len(ignored) > 3)
-        )
-    if encoder.eos_token_id is None:
-        cli.warn("the tokenizer has no end-of-sequence token, so the model will not learn where documents end")
-
-
-def _refuse_nested(settings: PrepareSettings, entries: Sequence[str]) -> None:
-    """Refuse an output that something else lies in: it is replaced as a whole, with everything inside."""
-    arrow, jsonl = settings.data_arrow_output_dir, settings.data_jsonl_output_dir
-    if arrow.resolve() == jsonl.resolve():
-        raise InputError("both outputs go to one folder", path=arrow, remedy="name two")
-    others = [*map(Path, entries), settings.tokenizer_dir, settings.data_cache_dir, arrow, jsonl]
-    for output in (arrow, jsonl):
-        for other in others:
-            if other is not output and other.resolve().is_relative_to(output.resolve()):
-                raise InputError(f"{other} lies in this output", path=output, remedy="name a folder of its own")
-        for entry in map(Path, entries):
-            if output.resolve().is_relative_to(entry.resolve()):
-                what = f"lies in the input {entry} and would be read with it the next time"
-                raise InputError(what, path=output, remedy="name a folder outside the input")
-
-
-def _encode(
-    settings: PrepareSettings, shards: Sequence[Shard], encoder: Encoder, pool: ProcessPoolExecutor | None
-) -> list[EncodedShard]:
+def _encode(preparation: _Preparation, workers: Workers) -> list[EncodedShard]:
+    settings = preparation.settings
     cache_dir = settings.data_cache_dir
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -167,45 +81,123 @@ def _encode(
             f"cannot be created ({error.strerror})", path=cache_dir, remedy="name another --data_cache_dir"
         ) from None
     job = EncodingJob(
-        settings.tokenizer_dir,
-        tokenizer_key(settings.tokenizer_dir, encoder),
-        cache_dir,
-        settings.bad_records == "skip",
+        settings.tokenizer_dir.absolute(),
+        tokenizer_key(settings.tokenizer_dir, preparation.encoder),
+        cache_dir.absolute(),
+        settings.inputs.reading,
+        settings.inputs.deduplicate,
     )
-    return run_all(pool, partial(encode_shard, job=job), shards, "encoding")
+    return workers.run_all(partial(encode_shard, job=job), preparation.shards, "encoding")
 
 
-def _refuse_too_few(settings: PrepareSettings, documents: int) -> None:
-    bins = settings.num_spliced_dataset_bins
-    if not documents:
+def _plan(preparation: _Preparation, encoded: Sequence[EncodedShard], folder: Path) -> Plan:
+    settings = preparation.settings
+    names = category_names(encoded)
+    if not any(shard.num_documents for shard in encoded):
         raise InputError("holds no record", path=settings.data_input_dirs, remedy="name folders with records in them")
+    weights = weight_array(parse_weights(settings.mix.category_weights, names), names)
+    selection = Selection(
+        settings.mix.num_spliced_dataset_bins,
+        settings.splicing.max_length,
+        settings.mix.seed,
+        weights,
+        parse_share(settings.mix.holdout),
+    )
+    plan = make_plan(encoded, _duplicates(settings, encoded), selection, folder)
+    bins, documents = settings.mix.num_spliced_dataset_bins, int(plan.documents_per_bucket.sum())
     if documents < bins:
         raise InputError(
             f"{documents} documents cannot fill {bins} buckets, and a document stays in one",
             path=settings.data_input_dirs,
-            remedy=f"pass --num_spliced_dataset_bins {documents} or fewer",
+            remedy=f"pass --num_spliced_dataset_bins {max(documents, 1)} or fewer",
         )
+    return plan
 
 
-def _write_bucket(job: BucketJob, arrow_dir: Path, jsonl_dir: Path) -> WrittenBucket:
-    """Write one bucket and count it from the rows that are written."""
-    rows = tokens = learned = pieces = empty = 0
-    with PartWriter(arrow_dir, jsonl_dir, job.bucket) as writer:
-        for row in build_rows(job):
-            writer.write(row)
-            learned_here = int((row.labels != IGNORED).sum())
-            rows, tokens, pieces = rows + 1, tokens + len(row.input_ids), pieces + len(row.seq_lens)
-            learned, empty = learned + learned_here, empty + (learned_here == 0)
-    return WrittenBucket(job.bucket, rows, tokens, learned, pieces, empty, writer.content_hash())
+def _duplicates(
+    settings: PrepareSettings, encoded: Sequence[EncodedShard]
+) -> list[npt.NDArray[np.bool_]] | None:
+    """Return for each shard which documents are left out because their text stood before."""
+    if settings.inputs.deduplicate == "none":
+        return None
+    return find_duplicates(
+        [shard.hashes() for shard in encoded], settings.inputs.deduplicate, settings.inputs.dedup_threshold
+    )
+
+
+def _write(
+    preparation: _Preparation,
+    encoded: Sequence[EncodedShard],
+    plan: Plan,
+    workers: Workers,
+    arrow_dir: Path,
+    jsonl_dir: Path | None,
+) -> dict[str, Any]:
+    """Write the buckets, what is held out, and the ledger; return the ledger."""
+    settings = preparation.settings
+    num_buckets, max_length = settings.mix.num_spliced_dataset_bins, settings.splicing.max_length
+    jobs = [_job(preparation, plan, bucket, bucket, arrow_dir, jsonl_dir) for bucket in range(num_buckets)]
+    holdout_dir = arrow_dir / HOLDOUT_DIR
+    if plan.held_out.documents.any():
+        holdout_dir.mkdir()
+        jobs.append(_job(preparation, plan, num_buckets, 0, holdout_dir, None))
+    results = workers.run_all(write_bucket, jobs, "writing buckets")
+    holdout = results.pop() if len(results) > num_buckets else None
+    written = [bucket for bucket, _ in results]
+    cuts = CutCounts.sum_of([counts for _, counts in results], len(plan.category_names))
+    no_cuts = CutCounts.sum_of([], len(plan.category_names))
+    sums = write_file_ledger(preparation.shards, encoded, arrow_dir)
+    balance(sums, plan, results, holdout)
+    heading = _heading(settings, preparation.encoder)
+    ledger: dict[str, Any] = {
+        **heading,
+        "totals": totals(sums, plan, written, cuts, max_length),
+        "ignored_files": preparation.ignored,
+        "categories": category_ledger(plan, cuts, no_cuts if holdout is None else holdout[1]),
+        "buckets": bucket_ledger(plan, written, max_length),
+    }
+    write_manifest(ledger, arrow_dir)
+    if holdout is not None:
+        write_manifest({**heading, "num_buckets": 1, "buckets": [_holdout_bucket(plan, holdout[0])]}, holdout_dir)
+    for folder in filter(None, (arrow_dir, jsonl_dir)):
+        (folder / "settings.yaml").write_text(cli.as_yaml(settings), encoding="utf-8")
+    return ledger
+
+
+def _job(
+    preparation: _Preparation, plan: Plan, number: int, part: int, arrow_dir: Path, jsonl_dir: Path | None
+) -> BucketJob:
+    settings = preparation.settings
+    is_holdout = number == settings.mix.num_spliced_dataset_bins
+    return BucketJob(
+        number,
+        part,
+        plan.folder / HOLDOUT_FILE if is_holdout else plan.member_file(number),
+        arrow_dir,
+        jsonl_dir,
+        len(plan.category_names),
+        settings.splicing.splice,
+        settings.splicing.cutting,
+        preparation.encoder.bos_token_id,
+        settings.mix.seed,
+    )
+
+
+def _holdout_bucket(plan: Plan, bucket: WrittenBucket) -> dict[str, Any]:
+    counts = {name: int(getattr(plan.held_out, name).sum()) for name in ("documents", "characters")}
+    return {**vars(bucket), **counts}
 
 
 def _heading(settings: PrepareSettings, encoder: Encoder) -> dict[str, Any]:
-    deciding = [VERSION, settings.max_length, settings.num_spliced_dataset_bins, settings.seed, settings.bad_records]
+    deciding = [VERSION, settings.inputs, settings.splicing, settings.mix]
     return {
         "version": VERSION,
-        "max_length": settings.max_length,
-        "num_buckets": settings.num_spliced_dataset_bins,
-        "seed": settings.seed,
+        "max_length": settings.splicing.max_length,
+        "num_buckets": settings.mix.num_spliced_dataset_bins,
+        "seed": settings.mix.seed,
+        "splice": settings.splicing.splice,
+        "bos_each_piece": settings.splicing.bos_each_piece,
+        "min_piece": settings.splicing.min_piece,
         "settings_sha256": hashlib.sha256(repr(deciding).encode()).hexdigest(),
         "tokenizer": {
             "fingerprint": encoder.fingerprint,
@@ -216,25 +208,37 @@ def _heading(settings: PrepareSettings, encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _totals(ledger: dict[str, Any]) -> dict[str, Any]:
-    names = ("documents", "characters", "text_bytes", "tokens", "refused_lines")
-    totals: dict[str, Any] = {name: sum(file[name] for file in ledger["files"]) for name in names}
-    totals["learned_tokens"] = sum(bucket["learned_tokens"] for bucket in ledger["buckets"])
-    totals["rows"] = sum(bucket["rows"] for bucket in ledger["buckets"])
-    totals["documents_cut"] = sum(category["documents_cut"] for category in ledger["categories"].values())
-    totals["fill"] = round(totals["tokens"] / (totals["rows"] * ledger["max_length"]), 6)
-    return totals
+def _warn(preparation: _Preparation) -> None:
+    """Say what may surprise; only once nothing can be refused any more, so that a refusal is one line."""
+    ignored = preparation.ignored
+    if ignored:
+        cli.warn(
+            f"{len(ignored)} files are of no kind that can be read here and were passed over: {', '.join(ignored[:3])}"
+            + " ..." * (len(ignored) > 3)
+        )
+    if preparation.encoder.eos_token_id is None:
+        cli.warn("the tokenizer has no end-of-sequence token, so the model will not learn where documents end")
 
 
 def _report(settings: PrepareSettings, ledger: dict[str, Any]) -> None:
-    totals = ledger["totals"]
+    sums = ledger["totals"]
     cli.say(
-        f"{totals['documents']:,} documents, {totals['tokens']:,} tokens in; {totals['rows']:,} rows of up to "
-        f"{settings.max_length}, {totals['tokens']:,} tokens out, {totals['learned_tokens']:,} learned; "
-        f"fill {totals['fill']:.2%}, {totals['documents_cut']:,} documents cut, none truncated"
+        f"{sums['documents']:,} documents, {sums['tokens']:,} tokens in; {sums['rows']:,} rows of up to "
+        f"{settings.splicing.max_length}, {sums['tokens_in_rows']:,} tokens out, {sums['learned_tokens']:,} learned; "
+        f"fill {sums['fill']:.2%}, {sums['documents_cut']:,} documents cut, none truncated"
     )
-    if totals["refused_lines"]:
-        cli.say(f"{totals['refused_lines']:,} lines were refused; {MANIFEST} lists them with file, line and reason")
+    for name, said in (("duplicates", "left out as duplicates"), ("thinned", "left out by --category_weights")):
+        if sums[name]["documents"]:
+            cli.say(f"{sums[name]['documents']:,} documents, {sums[name]['tokens']:,} tokens {said}")
+    if sums["repeated"]["documents"]:
+        cli.say(f"{sums['repeated']['documents']:,} documents, {sums['repeated']['tokens']:,} tokens repeated by --category_weights")
+    if sums["held_out"]["documents"]:
+        cli.say(
+            f"{sums['held_out']['documents']:,} documents, {sums['held_out']['tokens']:,} tokens held out in "
+            f"{settings.data_arrow_output_dir / HOLDOUT_DIR}"
+        )
+    if sums["refused_lines"]:
+        cli.say(f"{sums['refused_lines']:,} lines were refused; {REFUSED_FILE} beside {MANIFEST} lists them")
     cli.say(f"{ledger['num_buckets']} buckets in {settings.data_arrow_output_dir}")
 
 

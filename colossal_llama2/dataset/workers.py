@@ -7,54 +7,131 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from colossal_llama2 import cli
+from colossal_llama2.errors import InputError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 _SECONDS_BETWEEN_LINES = 30.0
 
 
+class Workers:
+    """Calls a function on many jobs, here or elsewhere; whatever does it, results come in the order of the jobs."""
+
+    def run_all(self, function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
+        """Call a function on every job; the first mistake ends it.
+
+        When it ends, however it ends, no worker is still writing: the caller is about to remove the unfinished output.
+        """
+        return list(_progress(map(function, jobs), len(jobs), what))
+
+
+class _LocalWorkers(Workers):
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
+
+    def run_all(self, function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
+        futures: list[Future[Result]] = []
+        try:
+            with _interrupts_held():
+                futures += [self._pool.submit(function, job) for job in jobs]
+            return list(_progress((future.result() for future in futures), len(jobs), what))
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+
+class _RayWorkers(Workers):
+    """Tasks of a Ray cluster, a few for each of its processors at a time."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._most = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+
+    def run_all(self, function: Callable[[Job], Result], jobs: Sequence[Job], what: str) -> list[Result]:
+        # A task that ended with an error is not tried again: it would end the same way.
+        task = self._ray.remote(num_cpus=1, max_retries=3, retry_exceptions=False)(_call)
+        shared = self._ray.put(function)
+        waiting: deque[Any] = deque()
+        left = iter(jobs)
+
+        def results() -> Iterator[Result]:
+            while True:
+                while len(waiting) < self._most and (job := next(left, None)) is not None:
+                    waiting.append(task.remote(shared, job))
+                if not waiting:
+                    return
+                yield self._result(waiting.popleft())
+
+        try:
+            return list(_progress(results(), len(jobs), what))
+        finally:
+            if waiting:
+                self._ray.wait(list(waiting), num_returns=len(waiting))
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, InputError) else error) from None
+
+
+def _call(function: Callable[[Job], Result], job: Job) -> Result:
+    return function(job)
+
+
 @contextmanager
-def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor | None]:
-    """Give worker processes to `run_all`, or None where the work is to be done in this one.
+def start_workers(num_workers: int, ray_address: str | None = None) -> Iterator[Workers]:
+    """Give workers for the length of a block.
 
     Args:
-        num_workers: how many; 0 takes one a processor.
+        num_workers: processes of this machine; 0 takes one a processor, 1 does the work in this process.
+        ray_address: a Ray cluster that does the work instead.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at that address.
     """
+    if ray_address is not None:
+        with _ray_cluster(ray_address) as ray:
+            yield _RayWorkers(ray)
+        return
     count = num_workers or len(os.sched_getaffinity(0))
     if count == 1:
-        yield None
+        yield Workers()
         return
     # spawn: the tokenizer's threads do not survive a fork
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
-        yield pool
+        yield _LocalWorkers(pool)
 
 
-def run_all(
-    pool: ProcessPoolExecutor | None, function: Callable[[Job], Result], jobs: Sequence[Job], what: str
-) -> list[Result]:
-    """Call a function on every job; results come in order, and the first mistake ends it.
-
-    When it ends, however it ends, no worker is still writing: the caller is about to remove the unfinished output.
-    """
-    if pool is None:
-        return list(_progress(map(function, jobs), len(jobs), what))
-    futures: list[Future[Result]] = []
+@contextmanager
+def _ray_cluster(address: str) -> Iterator[Any]:
     try:
-        with _interrupts_held():
-            futures += [pool.submit(function, job) for job in jobs]
-        return list(_progress((future.result() for future in futures), len(jobs), what))
+        import ray
+    except ImportError:
+        raise InputError(
+            "--executor ray needs Ray, which is not installed", remedy="pip install 'colossal-llama2[ray]'"
+        ) from None
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"no Ray cluster at --ray_address {address} ({str(error).splitlines()[0]})",
+            remedy="start one with `ray start --head`, or pass --ray_address local",
+        ) from None
+    try:
+        yield ray
     finally:
-        for future in futures:
-            future.cancel()
-        wait(futures)
+        ray.shutdown()
 
 
 @contextmanager
