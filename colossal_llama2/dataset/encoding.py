@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,21 +15,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from colossal_llama2.dataset.inputs import Shard, first_line_number, read_shard
-from colossal_llama2.dataset.records import Record, parse_pretraining_record
+from colossal_llama2.dataset.inputs import Shard, first_line_number
+from colossal_llama2.dataset.reading import GiantRecord, Reading, RecordBatch, Refusal, read_segment, records_key
 from colossal_llama2.errors import InputError
-from colossal_llama2.jsonl import iterate_lines
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import read_folder
 from colossal_llama2.tokenizer.loading import Encoder, load_encoder
 
-LAYOUT = 3
-_BATCH_CHARACTERS = 1 << 21
-# Per document: tokens in all (bos and eos among them), how many at its beginning are not learned (bos, source),
-# category (index into the shard's list), characters and UTF-8 bytes of its text, and whether a token lies across source
-# and target.
+LAYOUT = 4
+# Per document: segment of the shard, tokens in all (bos and eos among them), how many at its beginning are not learned
+# (bos, source), category (index into the shard's list), characters and UTF-8 bytes of its text, and whether a token lies
+# across source and target.
 DOCUMENT = np.dtype(
     [
+        ("segment", "<i4"),
         ("tokens", "<i8"),
         ("unlearned", "<i8"),
         ("category", "<i4"),
@@ -41,22 +40,13 @@ DOCUMENT = np.dtype(
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """A line that is not a record, and why."""
-
-    file: str
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
 class EncodingJob:
     """What a worker needs to encode shards; `tokenizer_key` is that of the folder, see there."""
 
     tokenizer_dir: Path
     tokenizer_key: str
     cache_dir: Path
-    skip_bad_records: bool
+    reading: Reading
 
 
 @dataclass(frozen=True)
@@ -103,14 +93,13 @@ def tokenizer_key(tokenizer_dir: Path, encoder: Encoder) -> str:
     return json.dumps([encoder.fingerprint, encoder.bos_token_id, encoder.eos_token_id, markers])
 
 
-def count_records(shard: Shard, skip_bad_records: bool) -> int:
+def count_records(shard: Shard, reading: Reading) -> int:
     """Count a shard's records; done for all shards before the first is encoded, so that a mistake costs no time.
 
     Raises:
         InputError: a line is not a record, and bad records are not to be skipped.
     """
-    records, _ = _parse(shard, list(read_shard(shard)), skip_bad_records)
-    return len(records)
+    return sum(len(batch.texts) for batch, _ in _read(shard, reading, []))
 
 
 def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
@@ -122,16 +111,15 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     Raises:
         InputError: a line is not a record, and bad records are not to be skipped.
     """
-    lines = list(read_shard(shard))
-    digest = hashlib.sha256(b"".join(lines)).hexdigest()
-    # Only at the beginning of a file is a byte order mark no part of the text.
-    deciding = [LAYOUT, job.tokenizer_key, digest, job.skip_bad_records, shard.start == 0]
+    digest = hashlib.sha256("\n".join(records_key(s, job.reading) for s in shard.segments).encode()).hexdigest()
+    deciding = [LAYOUT, job.tokenizer_key, digest]
     folder = job.cache_dir / f"tokens-{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}"
     found = _read_cached(folder, digest, shard)
     if found is not None:
         return found
-    records, refused = _parse(shard, lines, job.skip_bad_records)
-    tokens, documents, categories = _encode(records, _encoder(job.tokenizer_dir, job.tokenizer_key))
+    refused: list[tuple[int, int, str]] = []
+    batches = list(_read(shard, job.reading, refused))
+    tokens, documents, categories = _encode(shard, batches, _encoder(job.tokenizer_dir, job.tokenizer_key))
     content = {"content_hash": digest, "categories": categories, "refused": refused}
     try:
         with whole_directory(folder, overwrite=True) as work:
@@ -148,75 +136,68 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     return EncodedShard(folder, categories, _refusals(shard, refused), digest)
 
 
-def _parse(shard: Shard, lines: Sequence[bytes], skip: bool) -> tuple[list[Record], list[tuple[int, str]]]:
-    """Parse a shard's lines; also return those refused, as (lines of the shard before it, reason)."""
-    records: list[Record] = []
-    refused: list[tuple[int, str]] = []
-    first = 1 if shard.start == 0 else 2  # line 1 is where a byte order mark may stand
-    for number, raw in iterate_lines(lines, first):
-        try:
-            records.append(parse_pretraining_record(raw, shard.file.path, number))
-        except InputError as error:
-            if not skip:
-                line = first_line_number(shard) + number - first
-                raise InputError(error.what, path=shard.file.path, line=line, remedy=_with_skip(error)) from None
-            refused.append((number - first, error.what))
-    return records, refused
+def _read(shard: Shard, reading: Reading, refused: list[tuple[int, int, str]]) -> Iterator[tuple[RecordBatch, int]]:
+    """Yield batches with their segment's number; lines refused are added as (segment, lines of it before, reason)."""
+    for number, segment in enumerate(shard.segments):
+        refusals: list[Refusal] = []
+        for batch in read_segment(segment, reading, refusals):
+            yield (_as_batch(batch) if isinstance(batch, GiantRecord) else batch), number
+        first = first_line_number(segment) if refusals else 0
+        refused += [(number, refusal.line - first, refusal.reason) for refusal in refusals]
 
 
-def _refusals(shard: Shard, refused: Sequence[tuple[int, str]]) -> list[Refusal]:
-    """Number refused lines through the file; the cache cannot know how many lines stand before the shard."""
-    first = first_line_number(shard) if refused else 1
-    return [Refusal(shard.file.name, first + before, reason) for before, reason in refused]
+def _as_batch(giant: GiantRecord) -> RecordBatch:
+    source = "".join(giant.source_chunks())
+    return RecordBatch([source + "".join(giant.target_chunks())], [len(source)], [giant.category])
 
 
-def _with_skip(error: InputError) -> str:
-    return f"{error.remedy}, or pass --bad_records skip" if error.remedy else "mend it, or pass --bad_records skip"
+def _refusals(shard: Shard, refused: Sequence[tuple[int, int, str]]) -> list[Refusal]:
+    """Number refused lines through their files; the cache cannot know how many lines stand before a segment."""
+    first = {number: first_line_number(shard.segments[number]) for number in {number for number, _, _ in refused}}
+    return [
+        Refusal(shard.segments[number].file.name, first[number] + before, reason) for number, before, reason in refused
+    ]
 
 
-def _encode(records: Sequence[Record], encoder: Encoder) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any], list[str]]:
-    categories = sorted({record.category for record in records})
+def _encode(
+    shard: Shard, batches: Sequence[tuple[RecordBatch, int]], encoder: Encoder
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any], list[str]]:
+    categories = sorted({category for batch, _ in batches for category in batch.categories})
     numbers = {name: number for number, name in enumerate(categories)}
-    documents = np.zeros(len(records), dtype=DOCUMENT)
+    documents = np.zeros(sum(len(batch.texts) for batch, _ in batches), dtype=DOCUMENT)
     parts: list[npt.NDArray[np.int32]] = []
     begin = 0
-    while begin < len(records):
-        end, characters = begin, 0
-        while end < len(records) and (end == begin or characters < _BATCH_CHARACTERS):
-            characters += len(records[end].source) + len(records[end].target)
-            end += 1
-        batch = records[begin:end]
+    for batch, segment in batches:
+        end = begin + len(batch.texts)
         tokens, lengths, unlearned, straddles = _encode_batch(batch, encoder)
         parts.append(tokens)
-        texts = [record.source + record.target for record in batch]
+        documents["segment"][begin:end] = segment
         documents["tokens"][begin:end] = lengths
         documents["unlearned"][begin:end] = unlearned
         documents["straddles"][begin:end] = straddles
-        documents["category"][begin:end] = [numbers[record.category] for record in batch]
-        documents["characters"][begin:end] = [len(text) for text in texts]
-        documents["bytes"][begin:end] = [len(text.encode()) for text in texts]
+        documents["category"][begin:end] = [numbers[category] for category in batch.categories]
+        documents["characters"][begin:end] = [len(text) for text in batch.texts]
+        documents["bytes"][begin:end] = [len(text.encode()) for text in batch.texts]
         begin = end
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32), documents, categories
 
 
 def _encode_batch(
-    records: Sequence[Record], encoder: Encoder
+    batch: RecordBatch, encoder: Encoder
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Encode source and target together, as one text, and put bos and eos around it.
 
     Encoded apart, a merge across the seam would be lost and the target would get a space of its own. A token that lies
     on both sides of the seam belongs to the target, which is learned whole.
     """
-    encoded, source_tokens, straddles = encoder.encode_with_seam(
-        [record.source + record.target for record in records], [len(record.source) for record in records]
-    )
+    encoded, source_tokens, straddles = encoder.encode_with_seam(batch.texts, batch.source_characters)
     bos = [encoder.bos_token_id] if encoder.bos_token_id is not None else []
     eos = [encoder.eos_token_id] if encoder.eos_token_id is not None else []
     lengths = np.diff(encoded.offsets) + len(bos) + len(eos)
     ends = np.cumsum(lengths)
     tokens = np.empty(int(ends[-1]), dtype=np.int32)
     # where each text token goes: behind the markers of all documents before it, and behind its own bos
-    shift = np.arange(len(records)) * (len(bos) + len(eos)) + len(bos)
+    shift = np.arange(len(batch.texts)) * (len(bos) + len(eos)) + len(bos)
     tokens[np.arange(len(encoded.ids)) + np.repeat(shift, np.diff(encoded.offsets))] = encoded.ids
     if bos:
         tokens[ends - lengths] = bos[0]

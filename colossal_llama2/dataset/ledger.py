@@ -41,26 +41,36 @@ def file_ledger(
     files: Sequence[InputFile], shards: Sequence[Shard], encoded: Sequence[EncodedShard]
 ) -> list[dict[str, Any]]:
     """Count what each file gave: records, characters, bytes, tokens, refused lines."""
-    by_file: dict[Path, list[EncodedShard]] = {file.path: [] for file in files}
+    by_file: dict[str, list[tuple[EncodedShard, int]]] = {file.name: [] for file in files}
     for shard, entry in zip(shards, encoded, strict=True):
-        by_file[shard.file.path].append(entry)
+        for number, segment in enumerate(shard.segments):
+            by_file[segment.file.name].append((entry, number))
     entries = []
     for file in files:
-        own = by_file[file.path]
-        tables = [entry.documents() for entry in own]
+        own = by_file[file.name]
+        tables = [_documents_of(entry, number) for entry, number in own]
         entries.append(
             {
                 "file": file.name,
                 "bytes": file.num_bytes,
-                "sha256_of_shards": [entry.content_hash for entry in own],
+                "sha256_of_shards": [entry.content_hash for entry, _ in own],
                 "documents": sum(len(table) for table in tables),
                 "characters": sum(int(table["characters"].sum()) for table in tables),
                 "text_bytes": sum(int(table["bytes"].sum()) for table in tables),
                 "tokens": sum(int(table["tokens"].sum()) for table in tables),
-                "refused_lines": sum(len(entry.refusals) for entry in own),
+                "refused_lines": sum(
+                    refusal.file == file.name
+                    for entry in {id(entry): entry for entry, _ in own}.values()
+                    for refusal in entry.refusals
+                ),
             }
         )
     return entries
+
+
+def _documents_of(entry: EncodedShard, segment: int) -> npt.NDArray[Any]:
+    table = entry.documents()
+    return table[table["segment"] == segment]
 
 
 def category_ledger(

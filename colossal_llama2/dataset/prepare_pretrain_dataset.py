@@ -25,6 +25,7 @@ from colossal_llama2.dataset.ledger import (
 )
 from colossal_llama2.dataset.parts import IGNORED, PartWriter
 from colossal_llama2.dataset.planning import BucketJob, build_rows, gather, plan_buckets
+from colossal_llama2.dataset.reading import Reading
 from colossal_llama2.dataset.workers import run_all, worker_pool
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
@@ -71,7 +72,7 @@ def main(settings: PrepareSettings) -> None:
     files, ignored, encoder = _check(settings)
     shards = split_into_shards(files)
     with worker_pool(settings.num_workers) as pool:
-        counted = partial(count_records, skip_bad_records=settings.bad_records == "skip")
+        counted = partial(count_records, reading=Reading(settings.bad_records == "skip"))
         _refuse_too_few(settings, sum(run_all(pool, counted, shards, "checking")))
         _warn(ignored, encoder)
         encoded = _encode(settings, shards, encoder, pool)
@@ -133,7 +134,7 @@ def _warn(ignored: Sequence[str], encoder: Encoder) -> None:
     """Say what may surprise; only once nothing can be refused any more, so that a refusal is one line."""
     if ignored:
         cli.warn(
-            f"{len(ignored)} files are not .jsonl and were passed over: {', '.join(ignored[:3])}"
+            f"{len(ignored)} files are of no kind that can be read and were passed over: {', '.join(ignored[:3])}"
             + " ..." * (len(ignored) > 3)
         )
     if encoder.eos_token_id is None:
@@ -170,7 +171,7 @@ def _encode(
         settings.tokenizer_dir,
         tokenizer_key(settings.tokenizer_dir, encoder),
         cache_dir,
-        settings.bad_records == "skip",
+        Reading(settings.bad_records == "skip"),
     )
     return run_all(pool, partial(encode_shard, job=job), shards, "encoding")
 
