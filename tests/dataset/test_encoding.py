@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from colossal_llama2.dataset import encoding
-from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, Refusal, encode_shard, tokenizer_key
+from colossal_llama2.dataset import encoding, reading
+from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard, tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, Shard, split_into_shards
+from colossal_llama2.dataset.records import Reading, Refusal
 from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.loading import load_encoder
 
@@ -26,13 +27,15 @@ TEXT = st.lists(st.sampled_from(WORDS), max_size=12).map("".join)
 
 
 def job_for(tokenizer_dir: Path, cache_dir: Path, skip: bool = False) -> EncodingJob:
-    return EncodingJob(tokenizer_dir, tokenizer_key(tokenizer_dir, load_encoder(tokenizer_dir)), cache_dir, skip)
+    return EncodingJob(
+        tokenizer_dir, tokenizer_key(tokenizer_dir, load_encoder(tokenizer_dir)), cache_dir, Reading(skip)
+    )
 
 
 def shards_of(folder: Path, content: bytes, shard_bytes: int = 1 << 20) -> list[Shard]:
     path = folder / "data.jsonl"
     path.write_bytes(content)
-    return split_into_shards([InputFile(path, "in/data.jsonl", len(content))], shard_bytes)
+    return split_into_shards([InputFile(str(folder), "in/data.jsonl", len(content), "jsonl")], shard_bytes)
 
 
 def jsonl(records: Sequence[dict[str, Any]]) -> bytes:
@@ -203,7 +206,7 @@ def test_other_special_tokens_are_another_entry(tmp_path: Path, llama_tokenizer_
 def test_a_tokenizer_changed_under_way_is_refused(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
     [shard] = shards_of(tmp_path, jsonl([{"target": "the fox"}]))
     with pytest.raises(InputError, match="was changed while"):
-        encode_shard(shard, EncodingJob(llama_tokenizer_dir, "another", tmp_path / "cache", False))
+        encode_shard(shard, EncodingJob(llama_tokenizer_dir, "another", tmp_path / "cache", Reading()))
 
 
 def test_a_shard_without_records_is_empty(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
@@ -228,5 +231,5 @@ def test_texts_beyond_one_batch_are_joined_in_order(
     records = [{"source": "q" * (number % 3), "target": "the fox " * number} for number in range(1, 9)]
     [shard] = shards_of(tmp_path, jsonl(records))
     whole = documents_of([encode_shard(shard, job_for(llama_tokenizer_dir, tmp_path / "one"))])
-    monkeypatch.setattr(encoding, "_BATCH_CHARACTERS", 20)
+    monkeypatch.setattr(reading, "BATCH_CHARACTERS", 20)
     assert documents_of([encode_shard(shard, job_for(llama_tokenizer_dir, tmp_path / "two"))]) == whole
