@@ -209,7 +209,8 @@ def _recount(data: Path, work: Path) -> dict[str, Any]:
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(work / "tokenizer" / "tokenizer.model"))
     manifest = json.loads((work / "arrow" / "manifest.json").read_text(encoding="utf-8"))
-    ledger = {entry["file"]: entry["tokens"] for entry in manifest["files"]}
+    files = (work / "arrow" / "files.jsonl").read_text(encoding="utf-8").splitlines()
+    ledger = {entry["file"]: entry["tokens"] for entry in map(json.loads, files)}
     counted: dict[str, int] = {}
     for path in sorted((data / "pretrain").rglob("*.jsonl")):
         records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

@@ -76,7 +76,8 @@ def _make_model(folder: Path, dtype: str, changes: dict[str, float]) -> None:
 
 
 def _make_corpus(folder: Path, tokenizer_dir: Path, max_length: int, num_records: int) -> Path:
-    from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
+    from colossal_llama2.dataset.preparation import MixOptions, PrepareSettings, SpliceOptions, WorkOptions
+    from colossal_llama2.dataset.prepare_pretrain_dataset import main
 
     draw = random.Random(1)
     records = [
@@ -91,9 +92,9 @@ def _make_corpus(folder: Path, tokenizer_dir: Path, max_length: int, num_records
             data_cache_dir=folder / "cache",
             data_jsonl_output_dir=folder / "jsonl",
             data_arrow_output_dir=folder / "arrow",
-            max_length=max_length,
-            num_spliced_dataset_bins=2,
-            num_workers=1,
+            splicing=SpliceOptions(max_length=max_length),
+            mix=MixOptions(num_spliced_dataset_bins=2),
+            work=WorkOptions(num_workers=1),
         )
     )
     return folder / "arrow"

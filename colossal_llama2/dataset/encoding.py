@@ -17,7 +17,7 @@ from colossal_llama2.dataset.deduplication import Deduplicate, text_hashes
 from colossal_llama2.dataset.encoded import DOCUMENT, EncodedShard, RefusedLine, ShardWriter, read_shard_folder
 from colossal_llama2.dataset.inputs import Segment, Shard, first_line_number
 from colossal_llama2.dataset.long_documents import encode_giant
-from colossal_llama2.dataset.reading import Reading, RecordBatch, Refusal, read_segment, segment_digest
+from colossal_llama2.dataset.reading import Reading, RecordBatch, Refusal, read_segment, records_key
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.cuts import StretchEncoder
@@ -57,10 +57,8 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     Raises:
         InputError: a line is not a record, and bad records are not to be skipped.
     """
-    digest = hashlib.sha256(b"".join(segment_digest(segment) for segment in shard.segments)).hexdigest()
-    names = [job.reading.category_of(segment.file) for segment in shard.segments]
-    kinds = [(segment.file.kind, segment.start == 0) for segment in shard.segments]
-    deciding = [LAYOUT, job.tokenizer_key, digest, repr(job.reading), names, kinds, job.deduplicate]
+    digest = hashlib.sha256("\n".join(records_key(part, job.reading) for part in shard.segments).encode()).hexdigest()
+    deciding = [LAYOUT, job.tokenizer_key, digest, job.deduplicate]
     folder = job.cache_dir / f"tokens-{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}"
     found = read_shard_folder(folder, digest)
     if found is not None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from colossal_llama2.dataset.fast_lines import parse_fast
 from colossal_llama2.dataset.inputs import Segment, first_line_number
@@ -131,3 +132,14 @@ def _record(raw: bytes, segment: Segment, before: int, reading: Reading, refusal
 
 def _with_skip(error: InputError) -> str:
     return f"{error.remedy}, or pass --bad_records skip" if error.remedy else "mend it, or pass --bad_records skip"
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    bad_records: Literal["error", "skip"] = "error"
+    deduplicate: Literal["none", "exact", "minhash"] = "none"
+    dedup_threshold: float = 0.8
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(skip_bad_records=self.bad_records == "skip")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from colossal_llama2.dataset.encoding import DOCUMENT, EncodedShard
-from colossal_llama2.dataset.parts import PartWriter
-from colossal_llama2.dataset.planning import build_rows, gather, plan_buckets
-from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
+from colossal_llama2.dataset.encoded import DOCUMENT, EncodedShard, ShardWriter
+from colossal_llama2.dataset.planning import Plan, Selection, make_plan
+from colossal_llama2.dataset.preparation import PrepareSettings
+from colossal_llama2.dataset.prepare_pretrain_dataset import main
+from colossal_llama2.dataset.rows import BucketJob, write_bucket
+from colossal_llama2.dataset.splicing import Cutting
 
+BOS = 99_998  # no document here is as long
 PLACES = 100_000  # token id = document * PLACES + place in the document
 
 
@@ -33,11 +36,14 @@ class Prepared:
         ledger: dict[str, Any] = json.loads((self.settings.data_arrow_output_dir / "manifest.json").read_text())
         return ledger
 
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The records of one of the ledger's jsonl files."""
+        text = (self.settings.data_arrow_output_dir / name).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
     def rows(self) -> list[list[dict[str, list[int]]]]:
         """Rows of every bucket, read with pyarrow alone."""
-        folders = sorted(self.settings.data_arrow_output_dir.glob("part-*"))
-        tables = [pa.ipc.open_stream((folder / "data-00000-of-00001.arrow").read_bytes()) for folder in folders]
-        return [table.read_all().to_pylist() for table in tables]
+        return read_parts(self.settings.data_arrow_output_dir)
 
     def pieces(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """(ids, labels) of every piece of a document."""
@@ -57,9 +63,28 @@ class Prepared:
         return {
             f"{name}/{path.relative_to(folder)}": path.read_bytes()
             for name, folder in folders.items()
+            if folder is not None
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != "settings.yaml"
         }
+
+
+def read_parts(folder: Path) -> list[list[dict[str, list[int]]]]:
+    """Rows of every part of a folder, read with pyarrow alone."""
+    files = sorted(folder.glob("part-*/data-00000-of-00001.arrow"))
+    return [pa.ipc.open_stream(file.read_bytes()).read_all().to_pylist() for file in files]
+
+
+def change(settings: Any, options: dict[str, Any]) -> Any:
+    """Change options wherever among the groups of the settings they stand; take out those that were found."""
+    changed = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name in options:
+            changed[field.name] = options.pop(field.name)
+        elif is_dataclass(value):
+            changed[field.name] = change(value, options)
+    return replace(settings, **changed)
 
 
 def write_records(path: Path, records: Sequence[dict[str, Any]]) -> Path:
@@ -82,11 +107,11 @@ def settings_for(llama_tokenizer_dir: Path) -> Callable[..., PrepareSettings]:
             data_cache_dir=work / "cache",
             data_jsonl_output_dir=work / "jsonl",
             data_arrow_output_dir=work / "arrow",
-            max_length=32,
-            num_spliced_dataset_bins=1,
-            num_workers=1,
         )
-        return replace(settings, **options)
+        wanted = {"max_length": 32, "num_spliced_dataset_bins": 1, "num_workers": 1, **options}
+        settings = change(settings, wanted)
+        assert not wanted, "every option is known"
+        return settings
 
     return make
 
@@ -149,39 +174,95 @@ def numbered_documents() -> Callable[..., Numbered]:
             ids = [number * PLACES + place for number, (tokens, _, _) in members for place in range(tokens)]
             home = folder / f"shard-{first}"
             home.mkdir(parents=True)
-            np.save(home / "tokens.npy", np.array(ids, dtype=np.int32))
-            np.save(home / "documents.npy", table)
-            shards.append(EncodedShard(home, names, [], f"hash {first}"))
+            with ShardWriter(home, f"hash {first}") as writer:
+                for name in names:
+                    writer.number_of(name)
+                writer.add_tokens(np.array(ids, dtype=np.int32))
+                writer.add_documents(table, None)
+                writer.end_segment()
+                shards.append(writer.finish([]))
         columns = [[document[column] for document in documents] for column in range(3)]
         return Numbered(columns[0], columns[1], columns[2], shards)
 
     return make
 
 
+@dataclass(frozen=True)
+class Written:
+    """A plan of numbered documents, and what was written of it."""
+
+    plan: Plan
+    arrow_dir: Path
+    results: list[Any]
+
+    def rows(self) -> list[list[dict[str, list[int]]]]:
+        """Rows of every bucket, read with pyarrow alone."""
+        return read_parts(self.arrow_dir)
+
+
 @pytest.fixture(scope="session")
-def numbered_corpus(numbered_documents: Callable[..., Numbered]) -> Callable[..., tuple[Path, Numbered]]:
+def write_numbered() -> Callable[..., Written]:
+    """Give a function: folder, numbered documents and how to divide them to written buckets."""
+
+    def make(
+        work: Path,
+        numbered: Numbered,
+        num_buckets: int,
+        max_length: int,
+        seed: int = 0,
+        how: str = "best_fit",
+        cutting: Cutting | None = None,
+        **selected: Any,
+    ) -> Written:
+        folder, arrow, jsonl = work / f"plan-{seed}", work / f"arrow-{seed}", work / f"jsonl-{seed}"
+        for path in (folder, arrow, jsonl):
+            path.mkdir(parents=True)
+        num_categories = len({name for shard in numbered.shards for name in shard.categories})
+        chosen = {"weights": np.ones(num_categories), "holdout": 0.0, **selected}
+        plan = make_plan(numbered.shards, None, Selection(num_buckets, max_length, seed, **chosen), folder)
+        results = [
+            write_bucket(
+                BucketJob(
+                    bucket,
+                    bucket,
+                    plan.member_file(bucket),
+                    arrow,
+                    jsonl,
+                    num_categories,
+                    how,  # type: ignore[arg-type]
+                    cutting or Cutting(max_length),
+                    BOS,
+                    seed,
+                )
+            )
+            for bucket in range(num_buckets)
+        ]
+        return Written(plan, arrow, results)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def numbered_corpus(
+    numbered_documents: Callable[..., Numbered], write_numbered: Callable[..., Written]
+) -> Callable[..., tuple[Path, Numbered]]:
     """Give a function: folder, documents, buckets and row length to a prepared corpus of numbered documents."""
 
     def make(
         work: Path, documents: Sequence[tuple[int, int, int]], num_buckets: int, max_length: int, fingerprint: str = "t"
     ) -> tuple[Path, Numbered]:
         numbered = numbered_documents(work / "encoded", documents)
-        arrow, jsonl = work / "arrow", work / "jsonl"
-        arrow.mkdir()
-        jsonl.mkdir()
-        buckets = []
-        jobs, _ = plan_buckets(gather(numbered.shards), num_buckets, max_length, seed=0)
-        for job in jobs:
-            rows = list(build_rows(job))
-            with PartWriter(arrow, jsonl, job.bucket) as writer:
-                for row in rows:
-                    writer.write(row)
-            path = arrow / f"part-{job.bucket:05d}" / "data-00000-of-00001.arrow"
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            buckets.append({"bucket": job.bucket, "rows": len(rows), "arrow_sha256": digest})
+        written = write_numbered(work, numbered, num_buckets, max_length)
+        buckets = [
+            {"bucket": bucket.bucket, "rows": bucket.rows, "arrow_sha256": bucket.arrow_sha256}
+            for bucket, _ in written.results
+        ]
+        for bucket in buckets:
+            path = written.arrow_dir / f"part-{bucket['bucket']:05d}" / "data-00000-of-00001.arrow"
+            assert bucket["arrow_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         tokenizer = {"fingerprint": fingerprint, "bos_token_id": 1, "eos_token_id": 2}
-        manifest = {"version": 1, "max_length": max_length, "tokenizer": tokenizer, "buckets": buckets}
-        (arrow / "manifest.json").write_text(json.dumps(manifest))
-        return arrow, numbered
+        manifest = {"version": 2, "max_length": max_length, "tokenizer": tokenizer, "buckets": buckets}
+        (written.arrow_dir / "manifest.json").write_text(json.dumps(manifest))
+        return written.arrow_dir, numbered
 
     return make

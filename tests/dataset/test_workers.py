@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from colossal_llama2.dataset import workers
-from colossal_llama2.dataset.workers import run_all, worker_pool
+from colossal_llama2.dataset.workers import Workers, start_workers
 from colossal_llama2.errors import InputError
 
 # Worker processes import the functions they run, so these need a module of their own.
@@ -45,18 +45,17 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_results_come_in_order(jobs: Any) -> None:
-    with worker_pool(1) as none:
-        assert none is None
-        assert run_all(none, jobs.double, range(20), "doubling") == list(range(0, 40, 2))
+    with start_workers(1) as workers:
+        assert workers.run_all(jobs.double, range(20), "doubling") == list(range(0, 40, 2))
 
 
 def test_when_it_fails_nobody_is_writing_any_more(tmp_path: Path, jobs: Any) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    with worker_pool(2) as pool:
-        assert run_all(pool, jobs.double, range(20), "doubling") == list(range(0, 40, 2))
+    with start_workers(2) as pool:
+        assert pool.run_all(jobs.double, range(20), "doubling") == list(range(0, 40, 2))
         with pytest.raises(InputError, match=r"^f:3: a mistake; mend it$"):
-            run_all(pool, partial(jobs.write_slowly, folder=folder), range(50), "writing")
+            pool.run_all(partial(jobs.write_slowly, folder=folder), range(50), "writing")
         written = {path.name: path.read_text() for path in folder.iterdir()}
         time.sleep(0.5)
         assert {path.name: path.read_text() for path in folder.iterdir()} == written
@@ -68,8 +67,14 @@ def test_elsewhere_than_on_a_terminal_a_line_tells_how_far_it_is(
     jobs: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers, "_SECONDS_BETWEEN_LINES", 0.0)
-    run_all(None, jobs.double, range(3), "doubling")
+    Workers().run_all(jobs.double, range(3), "doubling")
     assert capsys.readouterr().out.splitlines()[:2] == ["doubling: 1 of 3", "doubling: 2 of 3"]
     monkeypatch.setattr(workers, "_SECONDS_BETWEEN_LINES", 60.0)
-    run_all(None, jobs.double, range(3), "doubling")
+    Workers().run_all(jobs.double, range(3), "doubling")
     assert capsys.readouterr().out == ""
+
+
+def test_ray_is_named_where_it_is_missing_or_not_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"needs Ray.*pip install"), start_workers(0, "auto"):
+        pass

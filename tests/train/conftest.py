@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
+from colossal_llama2.dataset.preparation import MixOptions, PrepareSettings, SpliceOptions, WorkOptions
 from colossal_llama2.dataset.prepare_pretrain_dataset import main as prepare
 
 ROOT = Path(__file__).parents[2]
@@ -82,9 +82,9 @@ def prepare_corpus(work: Path, tokenizer_dir: Path) -> None:
         data_cache_dir=work / "cache",
         data_jsonl_output_dir=work / "jsonl",
         data_arrow_output_dir=work / "arrow",
-        max_length=48,
-        num_spliced_dataset_bins=3,
-        num_workers=1,
+        splicing=SpliceOptions(max_length=48),
+        mix=MixOptions(num_spliced_dataset_bins=3),
+        work=WorkOptions(num_workers=1),
     )
     prepare(settings)
 

@@ -38,7 +38,8 @@ def stub_ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def tiny_run_flags(tiny_model_dir: Path, tmp_path: Path) -> Callable[[Path], list[str]]:
     """Give a function that spells a run of 30 steps on a tiny corpus, saved into the folder named."""
-    from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
+    from colossal_llama2.dataset.preparation import MixOptions, PrepareSettings, SpliceOptions, WorkOptions
+    from colossal_llama2.dataset.prepare_pretrain_dataset import main
 
     lines = [{"source": "", "target": f"the quick brown fox jumps {i} times", "category": "a"} for i in range(80)]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -49,9 +50,9 @@ def tiny_run_flags(tiny_model_dir: Path, tmp_path: Path) -> Callable[[Path], lis
             data_cache_dir=tmp_path / "cache",
             data_jsonl_output_dir=tmp_path / "jsonl",
             data_arrow_output_dir=tmp_path / "arrow",
-            max_length=32,
-            num_spliced_dataset_bins=1,
-            num_workers=1,
+            splicing=SpliceOptions(max_length=32),
+            mix=MixOptions(num_spliced_dataset_bins=1),
+            work=WorkOptions(num_workers=1),
         )
     )
 
