@@ -24,8 +24,8 @@ from colossal_llama2.tokenizer.loading import Encoder, load_encoder
 
 LAYOUT = 4
 # Per document: segment of the shard, tokens in all (bos and eos among them), how many at its beginning are not learned
-# (bos, source), category (index into the shard's list), characters and UTF-8 bytes of its text, and whether a token lies
-# across source and target.
+# (bos, source), category (index into the shard's list), characters and UTF-8 bytes of its text, and whether a token
+# lies across source and target.
 DOCUMENT = np.dtype(
     [
         ("segment", "<i4"),
