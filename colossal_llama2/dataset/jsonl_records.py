@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from colossal_llama2.dataset.fast_lines import parse_fast
+from colossal_llama2.dataset.fast_lines import parse_block
 from colossal_llama2.dataset.giant_line import GiantLine, scan_line
 from colossal_llama2.dataset.inputs import InputFile, Segment
 from colossal_llama2.dataset.json_text import decode_stream
@@ -70,11 +70,10 @@ class JsonlReader:
         if not lines[-1]:
             lines.pop()
         choose, batch, held = self._choose, self._batch, self._held
-        for number, raw in enumerate(lines, self._lines):
-            fields = parse_fast(raw)
+        for number, fields in enumerate(parse_block(block, lines)):
             found = None if fields is None else choose(fields)
             if found is None:
-                found = self._read_exactly(raw, number)
+                found = self._read_exactly(lines[number], self._lines + number)
                 if found is None:
                     continue
             source, target, category = found

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from colossal_llama2.errors import InputError
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20  # what is done to a block stays in the processor
 MAX_LINE_BYTES = 16 << 20  # parsed whole, such a line takes up to five times its size
 
 
