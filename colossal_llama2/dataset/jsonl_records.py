@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from colossal_llama2.dataset.batching import Batching
 from colossal_llama2.dataset.fast_lines import parse_block
 from colossal_llama2.dataset.giant_line import GiantLine, scan_line
 from colossal_llama2.dataset.inputs import InputFile, Segment
@@ -24,7 +25,6 @@ from colossal_llama2.dataset.refusing import refuse
 from colossal_llama2.dataset.streams import open_stream
 from colossal_llama2.errors import InputError
 
-BATCH_CHARACTERS = 2_000_000
 PART_BYTES = 2 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -37,7 +37,7 @@ class JsonlReader:
         self._segment, self._reading, self._refusals = segment, reading, refusals
         self._category = reading.category_of(segment.file)
         self._choose = quick_chooser(reading, self._category)
-        self._batch, self._held = RecordBatch(), 0
+        self._batching = Batching()
         self._lines = 0  # of the segment, so far
 
     def read(self) -> Iterator[RecordBatch | GiantRecord]:
@@ -53,39 +53,27 @@ class JsonlReader:
                 if isinstance(lines, LongLine):
                     giant = self._read_long_line(lines, at_beginning)
                     if giant is not None:
-                        yield from self._take_batch()
+                        yield from self._batching.rest()
                         yield giant
                 else:
                     yield from self._read_lines(lines.removeprefix(_BOM) if at_beginning else lines)
                 at_beginning = False
-        yield from self._take_batch()
-
-    def _take_batch(self) -> Iterator[RecordBatch]:
-        if self._batch.texts:
-            batch, self._batch, self._held = self._batch, RecordBatch(), 0
-            yield batch
+        yield from self._batching.rest()
 
     def _read_lines(self, block: bytes) -> Iterator[RecordBatch]:
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
-        choose, batch, held = self._choose, self._batch, self._held
+        choose, add = self._choose, self._batching.add
         for number, fields in enumerate(parse_block(block, lines)):
             found = None if fields is None else choose(fields)
             if found is None:
                 found = self._read_exactly(lines[number], self._lines + number)
                 if found is None:
                     continue
-            source, target, category = found
-            text = source + target if source else target
-            if held and held + len(text) > BATCH_CHARACTERS:
-                yield batch
-                batch, held = RecordBatch(), 0
-            batch.texts.append(text)
-            batch.source_characters.append(len(source))
-            batch.categories.append(category)
-            held += len(text)
-        self._batch, self._held = batch, held
+            full = add(*found)
+            if full is not None:
+                yield full
         self._lines += len(lines)
 
     def _read_exactly(self, raw: bytes, before: int) -> tuple[str, str, str] | None:

@@ -10,6 +10,7 @@ from colossal_llama2.dataset.jsonl_records import JsonlReader
 from colossal_llama2.dataset.lines import BLOCK_BYTES, line_bounds
 from colossal_llama2.dataset.records import GiantRecord, GiantText, Reading, RecordBatch, Refusal
 from colossal_llama2.dataset.streams import open_stream, reading_of
+from colossal_llama2.dataset.table_records import TableReader
 
 __all__ = [
     "GiantRecord",
@@ -29,7 +30,10 @@ def read_segment(segment: Segment, reading: Reading, refusals: list[Refusal]) ->
     Raises:
         InputError: the file cannot be read, or holds what is not a record and `reading` does not skip it.
     """
-    yield from JsonlReader(segment, reading, refusals).read()
+    if segment.file.kind in ("parquet", "arrow"):
+        yield from TableReader(segment, reading, refusals).read()
+    else:
+        yield from JsonlReader(segment, reading, refusals).read()
 
 
 def segment_digest(segment: Segment) -> bytes:

@@ -99,7 +99,9 @@ def record_of(fields: dict[str, Any], path: Path, line: int, reading: Reading) -
     return Record(source, target, category or reading.default_category)
 
 
-def chosen_fields(fields: Mapping[str, Any], reading: Reading, path: Path, line: int | None) -> tuple[str | None, str]:
+def chosen_fields(
+    fields: Mapping[str, Any], reading: Reading, path: Path, line: int | None, what: str = "record"
+) -> tuple[str | None, str]:
     """Return the names of the source's field, if there may be one, and of the target's.
 
     Args:
@@ -107,6 +109,7 @@ def chosen_fields(fields: Mapping[str, Any], reading: Reading, path: Path, line:
         reading: what the user named.
         path: for the complaint.
         line: for the complaint.
+        what: whose fields they are, for the complaint.
 
     Raises:
         InputError: more than one field could be meant.
@@ -118,14 +121,14 @@ def chosen_fields(fields: Mapping[str, Any], reading: Reading, path: Path, line:
         return source, target
     if target in fields:
         raise InputError(
-            f'both "{target}" and "{TEXT}" in the record',
+            f'both "{target}" and "{TEXT}" in the {what}',
             path=path,
             line=line,
             remedy=f"say which is learned: --target_field {target} or --text_field {TEXT}",
         )
     if fields.get(source, "") != "":
         raise InputError(
-            f'"{source}" and "{TEXT}" in the record, but no "{target}"',
+            f'"{source}" and "{TEXT}" in the {what}, but no "{target}"',
             path=path,
             line=line,
             remedy=f"say what is learned: --text_field {TEXT} alone, or --source_field {source} --target_field {TEXT}",

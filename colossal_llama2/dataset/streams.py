@@ -42,7 +42,7 @@ def reading_of(path: Path) -> Iterator[None]:
     """Turn the system's and the decoders' refusal to read a file into the user's mistake."""
     try:
         yield
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError) as error:
         raise InputError(f"is damaged or cut off ({error})", path=path, remedy="fetch or write it again") from None
     except OSError as error:
         if error.errno is not None:  # pyarrow's own wording repeats the path
