@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from colossal_llama2.dataset.batching import Batching
 from colossal_llama2.dataset.fast_lines import parse_block
-from colossal_llama2.dataset.giant_line import GiantLine, scan_line
+from colossal_llama2.dataset.giant_line import HELD_CHARACTERS, GiantLine, scan_line
 from colossal_llama2.dataset.inputs import InputFile, Segment
 from colossal_llama2.dataset.json_text import decode_stream
-from colossal_llama2.dataset.lines import LongLine, line_bounds, read_lines
+from colossal_llama2.dataset.lines import MAX_LINE_BYTES, LongLine, line_bounds, read_lines
 from colossal_llama2.dataset.records import (
     GiantRecord,
     GiantText,
@@ -49,7 +49,7 @@ class JsonlReader:
                 start, end = line_bounds(stream, self._segment.start, self._segment.end, file.num_bytes)
                 stream.seek(start)
             at_beginning = start == 0
-            for lines in read_lines(stream, start, end):
+            for lines in read_lines(stream, start, end, MAX_LINE_BYTES):
                 if isinstance(lines, LongLine):
                     giant = self._read_long_line(lines, at_beginning)
                     if giant is not None:
@@ -96,7 +96,7 @@ class JsonlReader:
             blocks = _before(first.removeprefix(_BOM), blocks)
         path = self._segment.file.path
         try:
-            giant = scan_line(blocks, path, 0)
+            giant = scan_line(blocks, path, 0, HELD_CHARACTERS)
             if giant is None:
                 return None
             record = record_of(giant.fields, path, 0, self._reading)

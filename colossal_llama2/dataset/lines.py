@@ -109,9 +109,7 @@ def line_bounds(file: BinaryIO, start: int, end: int, size: int) -> tuple[int, i
     return _next_line(file, start, size), _next_line(file, end, size)
 
 
-def read_lines(
-    stream: BinaryIO, start: int, end: int | None, max_bytes: int = MAX_LINE_BYTES
-) -> Iterator[bytes | LongLine]:
+def read_lines(stream: BinaryIO, start: int, end: int | None, max_bytes: int) -> Iterator[bytes | LongLine]:
     """Yield a stream's lines from here on, many at a time and whole; a line longer than `max_bytes` by itself.
 
     Args:

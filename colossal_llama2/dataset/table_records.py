@@ -82,8 +82,8 @@ class TableReader:
         texts = {name: _GiantValue(part[0].as_buffer()) for name, part in parts.items() if part[0].is_valid}
         found: dict[str, Any] = {columns.target: None}
         for name, text in texts.items():
-            found[name] = text.fault() or "a text"
-        if not isinstance(found[columns.target], str) or bytes in map(type, found.values()):
+            found[name] = text.fault() or ("a text" if len(text.buffer) else "")
+        if not found[columns.target] or bytes in map(type, found.values()):
             self._refuse(columns, found, 0)
             return
         yield from self._batching.rest()
