@@ -5,20 +5,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from colossal_llama2.errors import InputError
 
 _BOM = b"\xef\xbb\xbf"
 
 
-def parse_record(raw: bytes, path: Path, line: int) -> dict[str, Any]:
+class Columns(Protocol):
+    """Where what was parsed stands in the line, if a part of the line is missing from it; columns count from 1."""
+
+    def byte_column(self, column: int) -> int:
+        """Return a byte's column."""
+        ...
+
+    def character_column(self, column: int) -> int:
+        """Return a character's column."""
+        ...
+
+
+def parse_record(raw: bytes, path: Path, line: int, columns: Columns | None = None) -> dict[str, Any]:
     """Turn one line into a JSON object.
 
     Args:
         raw: the line's bytes, with or without its line ending.
         path: the file it stands in, for the complaint.
         line: its number, counted from 1.
+        columns: translates columns for the complaint, where `raw` is not the whole line.
 
     Raises:
         InputError: not UTF-8, not JSON, not an object, a name that stands twice, NaN or an infinity, or half a
@@ -27,8 +40,9 @@ def parse_record(raw: bytes, path: Path, line: int) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
+        column = error.start + 1 if columns is None else columns.byte_column(error.start + 1)
         raise InputError(
-            f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1})",
+            f"not UTF-8 (byte 0x{raw[error.start]:02x} at column {column})",
             path=path,
             line=line,
             remedy="convert the file to UTF-8",
@@ -36,8 +50,9 @@ def parse_record(raw: bytes, path: Path, line: int) -> dict[str, Any]:
     try:
         record = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
+        column = error.colno if columns is None else columns.character_column(error.colno)
         raise InputError(
-            f"not JSON ({error.msg} at column {error.colno})",
+            f"not JSON ({error.msg} at column {column})",
             path=path,
             line=line,
             remedy="each line must hold one complete JSON object",

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
-from colossal_llama2.dataset import encoding, reading
+from colossal_llama2.dataset import batching, encoding
 from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard, tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, Shard, split_into_shards
 from colossal_llama2.dataset.records import Reading, Refusal
@@ -231,5 +231,5 @@ def test_texts_beyond_one_batch_are_joined_in_order(
     records = [{"source": "q" * (number % 3), "target": "the fox " * number} for number in range(1, 9)]
     [shard] = shards_of(tmp_path, jsonl(records))
     whole = documents_of([encode_shard(shard, job_for(llama_tokenizer_dir, tmp_path / "one"))])
-    monkeypatch.setattr(reading, "BATCH_CHARACTERS", 20)
+    monkeypatch.setattr(batching, "BATCH_CHARACTERS", 20)
     assert documents_of([encode_shard(shard, job_for(llama_tokenizer_dir, tmp_path / "two"))]) == whole
