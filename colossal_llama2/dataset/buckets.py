@@ -60,7 +60,9 @@ def _spread(
 ) -> npt.NDArray[np.int32]:
     """Spread one category's documents, longest first; add them to its loads and to the buckets' totals in place."""
     chosen = np.empty(len(lengths), dtype=np.int32)
-    heap = [(load, total, bucket) for bucket, (load, total) in enumerate(zip(loads.tolist(), totals.tolist(), strict=True))]
+    heap = [
+        (load, total, bucket) for bucket, (load, total) in enumerate(zip(loads.tolist(), totals.tolist(), strict=True))
+    ]
     heapq.heapify(heap)
     for place, length in enumerate(lengths.tolist()):
         load, total, bucket = heap[0]

@@ -16,7 +16,6 @@ from colossal_llama2.dataset.ledger import MANIFEST, VERSION
 from colossal_llama2.dataset.parts import PartReader, Row, part_name
 from colossal_llama2.errors import InputError
 
-
 _READ_VERSIONS = (1, VERSION)  # rows and buckets are the same in both
 
 

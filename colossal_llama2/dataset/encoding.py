@@ -85,7 +85,9 @@ def _encode_into(work: Path, shard: Shard, digest: str, job: EncodingJob) -> Enc
                 if isinstance(entry, RecordBatch):
                     _add_batch(writer, entry, encoder, job.deduplicate)
                 else:
-                    encode_giant(writer, entry, encoder, _stretches(job.tokenizer_dir, job.tokenizer_key), job.deduplicate)
+                    encode_giant(
+                        writer, entry, encoder, _stretches(job.tokenizer_dir, job.tokenizer_key), job.deduplicate
+                    )
             writer.end_segment()
             refused += _relative(number, segment, refusals)
         return writer.finish(refused)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
-
 from colossal_llama2.dataset.encoded import EncodedShard
-from colossal_llama2.dataset.inputs import Shard, first_line_number
+from colossal_llama2.dataset.inputs import InputFile, Segment, Shard, first_line_number
 from colossal_llama2.dataset.planning import Plan, Tally
 from colossal_llama2.dataset.rows import CutCounts, WrittenBucket
 
@@ -26,49 +23,66 @@ class UnbalancedError(RuntimeError):
     """The ledger's sums differ: a defect of this program, never of its input."""
 
 
-def write_file_ledger(shards: Sequence[Shard], encoded: Sequence[EncodedShard], folder: Path) -> dict[str, int]:
+def write_file_ledger(
+    files: Sequence[InputFile], shards: Sequence[Shard], encoded: Sequence[EncodedShard], folder: Path
+) -> dict[str, int]:
     """Write what each file gave, a line a file, and every refused line; return the sums over all files.
 
     A corpus may have a million files, so neither list is ever held.
     """
     sums = {"files": 0, "bytes": 0, "documents": 0, "characters": 0, "text_bytes": 0, "tokens": 0, "refused_lines": 0}
-    with (folder / FILES_FILE).open("w", encoding="utf-8") as files, (folder / REFUSED_FILE).open(
-        "w", encoding="utf-8"
-    ) as refused:
-        for entry in _file_entries(shards, encoded, refused):
-            files.write(json.dumps(entry, ensure_ascii=False) + "\n")
+    parts = _file_parts(shards, encoded)
+    part = next(parts, None)
+    with (
+        (folder / FILES_FILE).open("w", encoding="utf-8") as listed,
+        (folder / REFUSED_FILE).open("w", encoding="utf-8") as refused,
+    ):
+        for file in files:
+            counts = dict.fromkeys(sums.keys() - {"files", "bytes"}, 0)
+            hashes = []
+            while part is not None and part.segment.file == file:
+                hashes.append(part.content_hash)
+                for name, value in part.counts.items():
+                    counts[name] += value
+                refused.writelines(part.refused)
+                part = next(parts, None)
+            entry = {"file": file.name, "bytes": file.num_bytes, **dict(sorted(counts.items()))}
+            listed.write(json.dumps({**entry, "sha256_of_shards": hashes}, ensure_ascii=False) + "\n")
             sums["files"] += 1
-            for name in sums.keys() - {"files"}:
-                sums[name] += entry[name]
+            sums["bytes"] += file.num_bytes
+            for name, value in counts.items():
+                sums[name] += value
+    assert part is None, "every segment belongs to a file"
     return sums
 
 
-def _file_entries(shards: Sequence[Shard], encoded: Sequence[EncodedShard], refused: Any) -> Iterator[dict[str, Any]]:
-    entry: dict[str, Any] | None = None
-    last = None
+@dataclass(frozen=True)
+class _FilePart:
+    """What one segment of a file gave; `refused` are lines of the list of refused records."""
+
+    segment: Segment
+    content_hash: str
+    counts: dict[str, int]
+    refused: list[str]
+
+
+def _file_parts(shards: Sequence[Shard], encoded: Sequence[EncodedShard]) -> Iterator[_FilePart]:
     for shard, result in zip(shards, encoded, strict=True):
-        lines: dict[int, list[Any]] = {}
-        for line in result.refused:
-            lines.setdefault(line.segment, []).append(line)
-        for number, (segment, counts) in enumerate(zip(shard.segments, result.segments(), strict=True)):
-            if entry is None or segment.file is not last and segment.file != last:
-                if entry is not None:
-                    yield entry
-                entry = {"file": segment.file.name, "bytes": segment.file.num_bytes, "sha256_of_shards": []}
-                entry |= dict.fromkeys(("documents", "characters", "text_bytes", "tokens", "refused_lines"), 0)
-                last = segment.file
-            entry["sha256_of_shards"].append(result.content_hash)
-            for name, column in (("documents", "documents"), ("characters", "characters"), ("text_bytes", "bytes")):
-                entry[name] += int(counts[column])
-            entry["tokens"] += int(counts["tokens"])
-            own = lines.get(number, [])
-            entry["refused_lines"] += len(own)
+        for number, (segment, row) in enumerate(zip(shard.segments, result.segments(), strict=True)):
+            own = [line for line in result.refused if line.segment == number]
             first = first_line_number(segment) if own else 1
-            for line in own:
-                content = {"file": segment.file.name, "line": first + line.lines_before, "reason": line.reason}
-                refused.write(json.dumps(content, ensure_ascii=False) + "\n")
-    if entry is not None:
-        yield entry
+            lines = [
+                {"file": segment.file.name, "line": first + line.lines_before, "reason": line.reason} for line in own
+            ]
+            counts = {
+                "documents": int(row["documents"]),
+                "characters": int(row["characters"]),
+                "text_bytes": int(row["bytes"]),
+                "tokens": int(row["tokens"]),
+                "refused_lines": len(own),
+            }
+            written = [json.dumps(line, ensure_ascii=False) + "\n" for line in lines]
+            yield _FilePart(segment, result.content_hash, counts, written)
 
 
 def category_ledger(plan: Plan, cuts: CutCounts, holdout: CutCounts) -> dict[str, dict[str, Any]]:
@@ -203,5 +217,3 @@ def totals(
 def write_manifest(ledger: dict[str, Any], folder: Path) -> None:
     """Write the ledger beside the parts."""
     (folder / MANIFEST).write_text(json.dumps(ledger, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-

@@ -1,4 +1,4 @@
-"""From the documents' lengths alone to a plan: which document goes to which bucket, how often, and which are held out.
+"""From the documents' lengths alone to a plan: which goes to which bucket, how often, and which are held out.
 
 The plan is made a block of shards at a time and written to disk, so that it takes no more memory for a large corpus than
 for one of a million documents.
@@ -25,6 +25,8 @@ HOLDOUT_FILE: Final = "holdout.bin"
 SHARDS_FILE: Final = "shards.json"
 BLOCK_DOCUMENTS: Final = 1_000_000
 _HOLDOUT_KEY, _WEIGHT_KEY = 2, 3
+# Levelling moves up to a row of a bucket: of so many rows, less than the balance of the categories would notice.
+_ROWS_WORTH_LEVELLING: Final = 64
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ class Tally:
 
     def add(self, block: npt.NDArray[Any], times: npt.NDArray[Any]) -> None:
         """Count each document of a block as often as `times` says."""
-        for sums, values in ((self.documents, 1), (self.characters, block["characters"]), (self.tokens, block["tokens"])):
+        for sums, values in (
+            (self.documents, 1),
+            (self.characters, block["characters"]),
+            (self.tokens, block["tokens"]),
+        ):
             np.add.at(sums, block["category"], times * values)
 
 
@@ -106,7 +112,10 @@ def category_names(shards: Sequence[EncodedShard]) -> list[str]:
 
 
 def make_plan(
-    shards: Sequence[EncodedShard], duplicates: Sequence[npt.NDArray[np.bool_]] | None, selection: Selection, folder: Path
+    shards: Sequence[EncodedShard],
+    duplicates: Sequence[npt.NDArray[np.bool_]] | None,
+    selection: Selection,
+    folder: Path,
 ) -> Plan:
     """Plan a corpus and write the plan down.
 
@@ -174,8 +183,9 @@ class _Planner:
         """Level the last block and write it."""
         if self._pending is not None:
             block, buckets = self._pending
-            totals = self._assigner.loads.sum(axis=0)
-            self._pending = (block, level_rows(block["tokens"], buckets, totals, self._selection.max_length))
+            totals, max_length = self._assigner.loads.sum(axis=0), self._selection.max_length
+            if int(totals.min()) >= _ROWS_WORTH_LEVELLING * max_length:
+                self._pending = (block, level_rows(block["tokens"], buckets, totals, max_length))
         self._write()
 
     def _write(self) -> None:
@@ -195,7 +205,9 @@ class _Planner:
             _append(plan.member_file(bucket), block[order[bounds[bucket] : bounds[bucket + 1]]])
 
 
-_BLOCK: Final = np.dtype([*((name, MEMBER[name]) for name in MEMBER.names or ()), ("characters", "<i8"), ("straddles", "?")])
+_BLOCK: Final = np.dtype(
+    [*((name, MEMBER[name]) for name in MEMBER.names or ()), ("characters", "<i8"), ("straddles", "?")]
+)
 
 
 def _blocks(
@@ -226,7 +238,9 @@ def _block_of(shard: EncodedShard, first: int, numbers: dict[str, int]) -> npt.N
     for name in ("tokens", "unlearned", "characters", "straddles"):
         block[name] = documents[name]
     if len(documents):
-        block["category"] = np.array([numbers[name] for name in shard.categories], dtype=np.int32)[documents["category"]]
+        block["category"] = np.array([numbers[name] for name in shard.categories], dtype=np.int32)[
+            documents["category"]
+        ]
     return block
 
 

@@ -21,7 +21,9 @@ _SHORT: Final = (4, 8, 5, 4, 6, 3, 4, 5)
 """What is taken out, in one attempt after another: pieces of up to a fourth of a row, an eighth, ..."""
 
 
-def polish_rows(row_of: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], max_length: int) -> npt.NDArray[np.int64]:
+def polish_rows(
+    row_of: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], max_length: int
+) -> npt.NDArray[np.int64]:
     """Return [P] a row for every piece, in no more rows than before.
 
     Args:

@@ -27,9 +27,9 @@ class SpliceOptions:
     max_length: int = 4096
     """Tokens a row can hold; longer documents go on in further rows of the same bucket."""
     splice: Splice = "best_fit"
-    """best_fit keeps documents whole where they fit a row; sequential lays them end to end and cuts where a row is full."""
+    """best_fit keeps documents whole where they fit; sequential lays them end to end and cuts where a row is full."""
     bos_each_piece: bool = False
-    """Put a bos before every piece that continues a document in another row; without it, its first token is not learned."""
+    """Put a bos before every piece that continues a document; without it, the first token of such a piece is not learned."""
     min_piece: int = 1
     """Never cut a document so that a piece of it has fewer tokens than this."""
 
@@ -48,7 +48,7 @@ class MixOptions:
     category_weights: str = ""
     """How often the documents of a category are taken, as a=2,b=0.5; 1 where nothing is said."""
     holdout: str = "0"
-    """Share of each category that is set aside for validation, such as 0.1%; it goes to holdout/ in the Arrow output."""
+    """Share of each category that is set aside for validation, such as 0.1%; it goes to holdout/ in the output."""
     seed: int = 42
     """Decides the order of rows inside a bucket, and which documents a share takes."""
 

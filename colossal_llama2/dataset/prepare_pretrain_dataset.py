@@ -18,7 +18,7 @@ from colossal_llama2 import cli
 from colossal_llama2.dataset.deduplication import find_duplicates
 from colossal_llama2.dataset.encoded import EncodedShard
 from colossal_llama2.dataset.encoding import EncodingJob, encode_shard, tokenizer_key
-from colossal_llama2.dataset.inputs import Shard, split_into_shards
+from colossal_llama2.dataset.inputs import InputFile, Shard, split_into_shards
 from colossal_llama2.dataset.ledger import (
     MANIFEST,
     REFUSED_FILE,
@@ -48,6 +48,7 @@ class _Preparation:
 
     settings: PrepareSettings
     encoder: Encoder
+    files: list[InputFile]
     shards: list[Shard]
     ignored: list[str]
 
@@ -55,7 +56,7 @@ class _Preparation:
 def main(settings: PrepareSettings) -> None:
     """Prepare the corpus; the output folders appear when everything is written and the ledger balances."""
     files, ignored, encoder = check(settings)
-    preparation = _Preparation(settings, encoder, split_into_shards(files), ignored)
+    preparation = _Preparation(settings, encoder, files, split_into_shards(files), ignored)
     work = settings.work
     with start_workers(work.num_workers, work.ray_address if work.executor == "ray" else None) as workers:
         encoded = _encode(preparation, workers)
@@ -114,9 +115,7 @@ def _plan(preparation: _Preparation, encoded: Sequence[EncodedShard], folder: Pa
     return plan
 
 
-def _duplicates(
-    settings: PrepareSettings, encoded: Sequence[EncodedShard]
-) -> list[npt.NDArray[np.bool_]] | None:
+def _duplicates(settings: PrepareSettings, encoded: Sequence[EncodedShard]) -> list[npt.NDArray[np.bool_]] | None:
     """Return for each shard which documents are left out because their text stood before."""
     if settings.inputs.deduplicate == "none":
         return None
@@ -146,7 +145,7 @@ def _write(
     written = [bucket for bucket, _ in results]
     cuts = CutCounts.sum_of([counts for _, counts in results], len(plan.category_names))
     no_cuts = CutCounts.sum_of([], len(plan.category_names))
-    sums = write_file_ledger(preparation.shards, encoded, arrow_dir)
+    sums = write_file_ledger(preparation.files, preparation.shards, encoded, arrow_dir)
     balance(sums, plan, results, holdout)
     heading = _heading(settings, preparation.encoder)
     ledger: dict[str, Any] = {
@@ -227,16 +226,15 @@ def _report(settings: PrepareSettings, ledger: dict[str, Any]) -> None:
         f"{settings.splicing.max_length}, {sums['tokens_in_rows']:,} tokens out, {sums['learned_tokens']:,} learned; "
         f"fill {sums['fill']:.2%}, {sums['documents_cut']:,} documents cut, none truncated"
     )
-    for name, said in (("duplicates", "left out as duplicates"), ("thinned", "left out by --category_weights")):
+    said = {
+        "duplicates": "left out as duplicates",
+        "thinned": "left out by --category_weights",
+        "repeated": "repeated by --category_weights",
+        "held_out": f"held out in {settings.data_arrow_output_dir / HOLDOUT_DIR}",
+    }
+    for name, what in said.items():
         if sums[name]["documents"]:
-            cli.say(f"{sums[name]['documents']:,} documents, {sums[name]['tokens']:,} tokens {said}")
-    if sums["repeated"]["documents"]:
-        cli.say(f"{sums['repeated']['documents']:,} documents, {sums['repeated']['tokens']:,} tokens repeated by --category_weights")
-    if sums["held_out"]["documents"]:
-        cli.say(
-            f"{sums['held_out']['documents']:,} documents, {sums['held_out']['tokens']:,} tokens held out in "
-            f"{settings.data_arrow_output_dir / HOLDOUT_DIR}"
-        )
+            cli.say(f"{sums[name]['documents']:,} documents, {sums[name]['tokens']:,} tokens {what}")
     if sums["refused_lines"]:
         cli.say(f"{sums['refused_lines']:,} lines were refused; {REFUSED_FILE} beside {MANIFEST} lists them")
     cli.say(f"{ledger['num_buckets']} buckets in {settings.data_arrow_output_dir}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from colossal_llama2.dataset.inputs import Segment
 from colossal_llama2.dataset.jsonl_records import JsonlReader

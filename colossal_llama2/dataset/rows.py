@@ -17,7 +17,7 @@ import numpy.typing as npt
 from colossal_llama2.dataset.order import seeded_permutation
 from colossal_llama2.dataset.parts import IGNORED, PartWriter, RowBatch
 from colossal_llama2.dataset.planning import MEMBER, SHARDS_FILE
-from colossal_llama2.dataset.splicing import Cutting, Pieces, Rows, Splice, splice
+from colossal_llama2.dataset.splicing import Cutting, Splice, splice
 
 _ROWS_AT_ONCE: Final = 256
 _TOKENS_AT_ONCE: Final = 1 << 20
@@ -97,95 +97,85 @@ class WrittenBucket:
 
 def write_bucket(job: BucketJob) -> tuple[WrittenBucket, CutCounts]:
     """Splice one bucket and write it; what was planned and what was written are counted apart."""
-    members = np.fromfile(job.member_file, dtype=MEMBER)
-    pieces, rows = splice(members["tokens"], job.how, job.cutting)
+    bucket = _Bucket(job)
     tokens = learned = empty = 0
     with PartWriter(job.arrow_dir, job.jsonl_dir, job.part) as writer:
-        for batch in _batches(job, members, pieces, rows):
+        for batch in bucket.batches():
             writer.write_batch(batch)
-            is_learned = batch.labels != IGNORED
-            per_row = np.add.reduceat(is_learned, batch.offsets[:-1], dtype=np.int64)
+            per_row = np.add.reduceat(batch.labels != IGNORED, batch.offsets[:-1], dtype=np.int64)
             tokens += len(batch.input_ids)
             learned += int(per_row.sum())
             empty += int((per_row == 0).sum())
-    written = WrittenBucket(
-        job.part, len(rows), tokens, learned, len(pieces.documents), empty, writer.content_hash()
-    )
-    return written, _count_cuts(job, members, pieces)
+    pieces = len(bucket.pieces.documents)
+    written = WrittenBucket(job.part, len(bucket.rows), tokens, learned, pieces, empty, writer.content_hash())
+    return written, bucket.count_cuts()
 
 
-def _unlearned(members: npt.NDArray[Any], pieces: Pieces) -> npt.NDArray[np.int64]:
-    """Return [P] how many tokens at the beginning of each piece are not learned, an added bos not among them.
+class _Bucket:
+    """The documents of a bucket, cut and spliced."""
 
-    The first token of a row or document has nothing before it to be predicted from, unless a bos was added there.
-    """
-    own = members["unlearned"][pieces.documents].astype(np.int64) - pieces.starts
-    return np.clip(own, 1 - pieces.added, pieces.lengths)
+    def __init__(self, job: BucketJob) -> None:
+        self._job = job
+        self._members = np.fromfile(job.member_file, dtype=MEMBER)
+        self.pieces, self.rows = splice(self._members["tokens"], job.how, job.cutting)
+        # Tokens at a piece's beginning that belong to bos and source, and those that are not learned: the first token
+        # of a row or document has nothing before it to be predicted from, unless a bos was added there.
+        seen = self._members["unlearned"][self.pieces.documents].astype(np.int64) - self.pieces.starts
+        self._seen = np.clip(seen, 0, self.pieces.lengths)
+        self._unlearned = np.clip(seen, 1 - self.pieces.added, self.pieces.lengths) + self.pieces.added
+
+    def count_cuts(self) -> CutCounts:
+        """Count from the lengths alone what is cut and what is not learned."""
+        pieces, members = self.pieces, self._members
+        category = members["category"][pieces.documents]
+        continued = pieces.starts > 0
+        times = np.bincount(pieces.documents, minlength=len(members))
+        too_long = members["tokens"][pieces.documents] > self._job.cutting.max_length
+
+        def by_category(of: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+            return np.bincount(of, weights=values, minlength=self._job.num_categories).astype(np.int64)
+
+        return CutCounts(
+            documents_cut=by_category(members["category"], times > 1),
+            continuations=by_category(category, continued),
+            longer_than_row=by_category(category, continued & too_long),
+            source=by_category(category, np.maximum(self._seen - ~continued, 0)),
+            first_of_continuation=by_category(category, continued & (self._seen == 0) & (pieces.added == 0)),
+            added_bos=by_category(category, pieces.added),
+            unlearned=by_category(category, self._unlearned),
+        )
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Yield the rows in their seeded order, some hundred at a time."""
+        job, rows = self._job, self.rows
+        order = seeded_permutation(len(rows), job.seed, 1, job.bucket)
+        at_once = max(1, min(_ROWS_AT_ONCE, _TOKENS_AT_ONCE // job.cutting.max_length))
+        for begin in range(0, len(order), at_once):
+            chosen = order[begin : begin + at_once]
+            counts = np.diff(rows.offsets)[chosen]
+            yield self._assemble(rows.members[_ranges(rows.offsets[chosen], counts)], counts)
+
+    def _assemble(self, parts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> RowBatch:
+        """Read the tokens of the pieces `parts`, `counts[i]` of them for row i."""
+        widths, added = self.pieces.widths[parts], self.pieces.added[parts]
+        begins = np.cumsum(widths) - widths
+        input_ids = np.empty(int(widths.sum()), dtype=np.int32)
+        starts = self._members["start"][self.pieces.documents[parts]] + self.pieces.starts[parts]
+        source = _tokens_of(self._job.member_file.parent)
+        source.read_into(input_ids, begins + added, starts, self.pieces.lengths[parts])
+        if self._job.bos_token_id is not None:
+            input_ids[begins[added > 0]] = self._job.bos_token_id
+        labels = input_ids.copy()
+        labels[_ranges(begins, self._unlearned[parts])] = IGNORED
+        piece_offsets = np.concatenate([[0], np.cumsum(counts)])
+        offsets = np.append(begins, len(input_ids))[piece_offsets]
+        return RowBatch(input_ids, labels, widths.astype(np.int32), offsets, piece_offsets)
 
 
-def _count_cuts(job: BucketJob, members: npt.NDArray[Any], pieces: Pieces) -> CutCounts:
-    category = members["category"][pieces.documents]
-    tokens = members["tokens"]
-    continued = pieces.starts > 0
-    unlearned = _unlearned(members, pieces)
-    own = np.clip(members["unlearned"][pieces.documents].astype(np.int64) - pieces.starts, 0, pieces.lengths)
-    times = np.bincount(pieces.documents, minlength=len(members))
-
-    def by_category(of: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        return np.bincount(of, weights=values, minlength=job.num_categories).astype(np.int64)
-
-    return CutCounts(
-        documents_cut=by_category(members["category"], times > 1),
-        continuations=by_category(category, continued),
-        longer_than_row=by_category(category, continued & (tokens[pieces.documents] > job.cutting.max_length)),
-        source=by_category(category, np.maximum(own - ~continued, 0)),
-        first_of_continuation=by_category(category, continued & (own == 0) & (pieces.added == 0)),
-        added_bos=by_category(category, pieces.added),
-        unlearned=by_category(category, unlearned + pieces.added),
-    )
-
-
-def _batches(job: BucketJob, members: npt.NDArray[Any], pieces: Pieces, rows: Rows) -> Iterator[RowBatch]:
-    order = seeded_permutation(len(rows), job.seed, 1, job.bucket)
-    source = _tokens_of(job.member_file.parent)
-    unlearned = _unlearned(members, pieces)
-    at_once = max(1, min(_ROWS_AT_ONCE, _TOKENS_AT_ONCE // job.cutting.max_length))
-    for begin in range(0, len(order), at_once):
-        chosen = order[begin : begin + at_once]
-        counts = np.diff(rows.offsets)[chosen]
-        inside = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        parts = rows.members[np.repeat(rows.offsets[chosen], counts) + inside]
-        yield _assemble(job, members, pieces, unlearned, parts, counts, source)
-
-
-def _assemble(
-    job: BucketJob,
-    members: npt.NDArray[Any],
-    pieces: Pieces,
-    unlearned: npt.NDArray[np.int64],
-    parts: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-    source: TokenFiles,
-) -> RowBatch:
-    widths, added = pieces.widths[parts], pieces.added[parts]
-    begins = np.cumsum(widths) - widths
-    input_ids = np.empty(int(widths.sum()), dtype=np.int32)
-    places = begins + added
-    starts = members["start"][pieces.documents[parts]] + pieces.starts[parts]
-    source.read_into(input_ids, places, starts, pieces.lengths[parts])
-    if job.bos_token_id is not None:
-        input_ids[begins[added > 0]] = job.bos_token_id
-    labels = input_ids.copy()
-    labels[begins] = IGNORED
-    ignored = unlearned[parts] + added
-    several = np.flatnonzero(ignored > 1)
-    if len(several):
-        lengths = ignored[several]
-        inside = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        labels[np.repeat(begins[several], lengths) + inside] = IGNORED
-    piece_offsets = np.concatenate([[0], np.cumsum(counts)])
-    offsets = np.append(begins, len(input_ids))[piece_offsets]
-    return RowBatch(input_ids, labels, widths.astype(np.int32), offsets, piece_offsets)
+def _ranges(begins: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the numbers of all ranges behind one another: [3, 9] and [2, 1] give [3, 4, 9]."""
+    ends = np.cumsum(lengths)
+    return np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(begins - ends + lengths, lengths)
 
 
 class TokenFiles:

@@ -68,13 +68,16 @@ def parse_weights(text: str, names: list[str]) -> dict[str, float]:
             weight = -1.0
         if not 0 <= weight <= 1000 or not name:
             raise InputError(
-                f"--category_weights: {entry!r} is not a category and a weight", remedy="write a=2,b=0.5, weights 0 to 1000"
+                f"--category_weights: {entry!r} is not a category and a weight",
+                remedy="write a=2,b=0.5, weights 0 to 1000",
             )
         if name in weights:
             raise InputError(f"--category_weights names {name!r} twice", remedy="name it once")
         if name not in names:
             known = ", ".join(names[:10]) + ", ..." * (len(names) > 10)
-            raise InputError(f"--category_weights names {name!r}, which is no category here", remedy=f"there are {known}")
+            raise InputError(
+                f"--category_weights names {name!r}, which is no category here", remedy=f"there are {known}"
+            )
         weights[name] = weight
     return weights
 

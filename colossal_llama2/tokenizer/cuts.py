@@ -31,9 +31,9 @@ class StretchEncoder:
     """Encodes a text in stretches.
 
     A cut may stand between two characters that stand beside each other in no piece: no merge can cross it. Where the
-    vocabulary cannot be asked that way (byte-level tokenizers, models that normalise), a cut stands behind a single line
-    break between two characters that are no white space, where all published pre-tokenizers end a word. In both cases
-    the text around the cut is encoded whole and in two, and must give the same tokens.
+    vocabulary cannot be asked that way (byte-level tokenizers, models that normalise), a cut stands behind a single
+    line break between two characters that are no white space, where all published pre-tokenizers end a word. In both
+    cases the text around the cut is encoded whole and in two, and must give the same tokens.
 
     Args:
         tokenizer_dir: the tokenizer's folder.
@@ -74,9 +74,7 @@ class StretchEncoder:
             The ids, how many leading ones lie wholly before the split, and whether one lies on both sides of it.
         """
         lead = "" if is_first else _LEAD
-        encoded, counts, straddles = self._encoder.encode_with_seam(
-            [lead + text], [len(lead) + split if split else 0]
-        )
+        encoded, counts, straddles = self._encoder.encode_with_seam([lead + text], [len(lead) + split if split else 0])
         if is_first:
             return encoded.ids, int(counts[0]), bool(straddles[0])
         skipped = len(self._lead)
@@ -117,9 +115,4 @@ def _between_pieces(model: PieceModel) -> Callable[[str, int], bool]:
 
 
 def _behind_line_break(text: str, place: int) -> bool:
-    return (
-        place >= 2
-        and text[place - 1] == "\n"
-        and not text[place - 2].isspace()
-        and not text[place].isspace()
-    )
+    return place >= 2 and text[place - 1] == "\n" and not text[place - 2].isspace() and not text[place].isspace()

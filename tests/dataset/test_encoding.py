@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2.dataset import batching, encoding
-from colossal_llama2.dataset.encoding import EncodedShard, EncodingJob, encode_shard, tokenizer_key
-from colossal_llama2.dataset.inputs import InputFile, Shard, split_into_shards
-from colossal_llama2.dataset.records import Reading, Refusal
+from colossal_llama2.dataset.encoded import TOKENS_FILE, EncodedShard
+from colossal_llama2.dataset.encoding import EncodingJob, encode_shard, tokenizer_key
+from colossal_llama2.dataset.inputs import InputFile, Shard, first_line_number, split_into_shards
+from colossal_llama2.dataset.records import Reading
 from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.loading import load_encoder
 
@@ -42,11 +44,22 @@ def jsonl(records: Sequence[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
 
 
+def tokens_of(shard: EncodedShard) -> npt.NDArray[np.int32]:
+    return np.fromfile(shard.folder / TOKENS_FILE, dtype="<i4")
+
+
+def refused_lines(shard: Shard, encoded: EncodedShard) -> list[tuple[int, str]]:
+    """Line of the file, and reason, of every line that was refused."""
+    return [
+        (first_line_number(shard.segments[line.segment]) + line.lines_before, line.reason) for line in encoded.refused
+    ]
+
+
 def documents_of(shards: Sequence[EncodedShard]) -> list[tuple[list[int], int, str]]:
     """Ids, unlearned tokens and category of every document."""
     found = []
     for shard in shards:
-        begin, tokens = 0, shard.tokens()
+        begin, tokens = 0, tokens_of(shard)
         for entry in shard.documents():
             end = begin + int(entry["tokens"])
             found.append((tokens[begin:end].tolist(), int(entry["unlearned"]), shard.categories[entry["category"]]))
@@ -64,7 +77,7 @@ def test_documents_are_what_sentencepiece_gives(texts: list[tuple[str, str, str]
         [shard] = shards_of(Path(work), jsonl(records))
         encoded = encode_shard(shard, job_for(llama_tokenizer_dir, Path(work, "cache")))
         documents, table = documents_of([encoded]), encoded.documents()
-        assert encoded.tokens().dtype == np.int32
+        assert encoded.num_tokens == sum(len(ids) for ids, _, _ in documents)
     for (ids, unlearned, category), (source, target, wanted), entry in zip(documents, texts, table, strict=True):
         assert ids == [1, *processor.encode(source + target), 2]
         assert category == wanted
@@ -138,8 +151,8 @@ def test_shards_change_neither_documents_nor_line_numbers(
         for _ in range(2):  # encoded, then found in the cache
             encoded = [encode_shard(shard, skipping) for shard in shards]
             assert [ids for ids, _, _ in documents_of(encoded)] == [[1, *processor.encode(t), 2] for t in targets]
-            refusals = [refusal for shard in encoded for refusal in shard.refusals]
-            assert [(refusal.file, refusal.line) for refusal in refusals] == [("in/data.jsonl", line) for line in bad]
+            refused = [refused_lines(shard, result) for shard, result in zip(shards, encoded, strict=True)]
+            assert [line for of_shard in refused for line, _ in of_shard] == bad
         if bad:
             with pytest.raises(InputError, match=rf"data\.jsonl:{bad[0]}: .*--bad_records skip"):
                 for shard in shards:
@@ -159,9 +172,9 @@ def test_the_cache_is_used_for_the_same_bytes(
 def test_refused_lines_found_in_the_cache_are_numbered_anew(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
     job = job_for(llama_tokenizer_dir, tmp_path / "cache", skip=True)
     first = shards_of(tmp_path, b"      {}\nbad\n", shard_bytes=9)[1]
-    assert encode_shard(first, job).refusals == [Refusal("in/data.jsonl", 2, "not JSON (Expecting value at column 1)")]
+    assert refused_lines(first, encode_shard(first, job)) == [(2, "not JSON (Expecting value at column 1)")]
     second = shards_of(tmp_path, b"\n\n    {}\nbad\n", shard_bytes=9)[1]
-    assert [refusal.line for refusal in encode_shard(second, job).refusals] == [4]
+    assert [line for line, _ in refused_lines(second, encode_shard(second, job))] == [4]
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
@@ -174,7 +187,7 @@ def test_a_byte_order_mark_counts_at_the_beginning_of_a_file_alone(tmp_path: Pat
         encode_shard(second, job)
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "documents.npy", "shard.json"])
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.npy", "segments.npy", "shard.json"])
 @pytest.mark.parametrize("damage", ["cut", "flipped", "removed", "emptied"])
 def test_a_damaged_cache_entry_is_encoded_again(
     name: str, damage: str, tmp_path: Path, llama_tokenizer_dir: Path
@@ -213,16 +226,7 @@ def test_a_shard_without_records_is_empty(tmp_path: Path, llama_tokenizer_dir: P
     [shard] = shards_of(tmp_path, b"\xef\xbb\xbf\r\n\n  \n")
     for _ in range(2):
         encoded = encode_shard(shard, job_for(llama_tokenizer_dir, tmp_path / "cache"))
-        assert (len(encoded.tokens()), len(encoded.documents()), encoded.categories) == (0, 0, [])
-
-
-def test_mapped_tokens_hold_no_file_open(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
-    [shard] = shards_of(tmp_path, jsonl([{"target": "the fox"}]))
-    encoded = encode_shard(shard, job_for(llama_tokenizer_dir, tmp_path / "cache"))
-    before = len(list(Path("/dev/fd").iterdir()))
-    held = [encoded.tokens() for _ in range(20)]
-    assert len(list(Path("/dev/fd").iterdir())) < before + 10
-    assert len({tokens.tobytes() for tokens in held}) == 1
+        assert (encoded.num_tokens, len(encoded.documents()), encoded.categories) == (0, 0, ())
 
 
 def test_texts_beyond_one_batch_are_joined_in_order(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from colossal_llama2.dataset.ledger import UnbalancedError, WrittenBucket, balance
+from colossal_llama2.dataset.ledger import UnbalancedError, balance
 
 MAX_LENGTH = 16
 
@@ -55,7 +54,11 @@ def test_sums_are_those_of_the_input(prepared: Any, records: list[dict[str, Any]
         own = [number for number, record in enumerate(records) if record["category"] == name]
         assert entry["documents"] == len(own) == sum(entry["documents_per_bucket"])
         assert entry["tokens"] == sum(lengths[number] for number in own) == sum(entry["tokens_per_bucket"])
-        assert entry["characters"] == sum(len(texts[number]) for number in own)
+        assert entry["read"] == {
+            "documents": len(own),
+            "characters": sum(len(texts[number]) for number in own),
+            "tokens": entry["tokens"],
+        }
         assert entry["tokens"] - sum(entry["not_learned"].values()) == entry["learned_tokens"]
 
 
@@ -81,43 +84,71 @@ def test_sums_are_those_of_the_arrow_files(prepared: Any) -> None:
     assert min(reasons["source"], reasons["first_of_continuation"]) > 0
 
 
+@dataclass(frozen=True)
+class Balanced:
+    """What `balance` compares, true: sums of the files, plan, results of the buckets."""
+
+    sums: dict[str, int]
+    plan: Any
+    results: list[Any]
+
+
 @pytest.fixture
-def written(prepared: Any) -> list[WrittenBucket]:
-    names = WrittenBucket.__dataclass_fields__
-    return [WrittenBucket(**{name: entry[name] for name in names}) for entry in prepared.manifest["buckets"]]
+def true(tmp_path: Path, numbered_documents: Callable[..., Any], write_numbered: Callable[..., Any]) -> Balanced:
+    documents = [(3 + number, 1 + number % 3, number % 2) for number in range(20)]
+    numbered = numbered_documents(tmp_path / "encoded", documents)
+    written = write_numbered(tmp_path, numbered, 2, MAX_LENGTH)
+    tokens = sum(numbered.tokens)
+    sums = {"documents": len(documents), "characters": 3 * tokens, "tokens": tokens}
+    return Balanced(sums, written.plan, written.results)
 
 
-def test_a_true_ledger_balances(prepared: Any, written: list[WrittenBucket]) -> None:
-    assert written, "nothing was written, so nothing was compared"
-    balance(prepared.manifest, written)  # raises where a sum differs
+def test_a_true_ledger_balances(true: Balanced) -> None:
+    balance(true.sums, true.plan, true.results, None)  # raises where a sum differs
 
 
 @pytest.mark.parametrize("name", ["tokens", "learned_tokens", "pieces"])
-def test_a_lost_token_unbalances_it(name: str, prepared: Any, written: list[WrittenBucket]) -> None:
-    wrong = [replace(written[0], **{name: getattr(written[0], name) - 1}), *written[1:]]
+def test_a_lost_token_unbalances_it(name: str, true: Balanced) -> None:
+    bucket, cuts = true.results[0]
+    wrong = [(replace(bucket, **{name: getattr(bucket, name) - 1}), cuts), *true.results[1:]]
     with pytest.raises(UnbalancedError, match="does not balance"):
-        balance(prepared.manifest, wrong)
+        balance(true.sums, true.plan, wrong, None)
 
 
-def test_tokens_in_the_wrong_bucket_unbalance_it(prepared: Any, written: list[WrittenBucket]) -> None:
-    moved = [replace(written[0], tokens=written[0].tokens - 1), replace(written[1], tokens=written[1].tokens + 1)]
+def test_tokens_in_the_wrong_bucket_unbalance_it(true: Balanced) -> None:
+    (first, first_cuts), (second, second_cuts) = true.results
+    moved = [
+        (replace(first, tokens=first.tokens - 1), first_cuts),
+        (replace(second, tokens=second.tokens + 1), second_cuts),
+    ]
     with pytest.raises(UnbalancedError, match="tokens of bucket 0"):
-        balance(prepared.manifest, [*moved, *written[2:]])
+        balance(true.sums, true.plan, moved, None)
 
 
 @pytest.mark.parametrize("name", ["documents", "characters", "tokens"])
-def test_files_and_categories_must_agree(name: str, prepared: Any, written: list[WrittenBucket]) -> None:
-    ledger = copy.deepcopy(prepared.manifest)
-    ledger["files"][0][name] += 1
+def test_files_and_categories_must_agree(name: str, true: Balanced) -> None:
     with pytest.raises(UnbalancedError, match=name):
-        balance(ledger, written)
+        balance({**true.sums, name: true.sums[name] + 1}, true.plan, true.results, None)
 
 
-def test_a_document_in_no_bucket_unbalances_it(prepared: Any, written: list[WrittenBucket]) -> None:
-    ledger = copy.deepcopy(prepared.manifest)
-    ledger["categories"]["a"]["documents_per_bucket"][0] -= 1
-    with pytest.raises(UnbalancedError, match="documents of buckets"):
-        balance(ledger, written)
+@pytest.mark.parametrize("name", ["duplicates", "held_out", "repeated", "thinned"])
+def test_what_was_left_out_or_repeated_must_be_missing_or_there(name: str, true: Balanced) -> None:
+    getattr(true.plan, name).documents[1] += 1
+    with pytest.raises(UnbalancedError, match="documents of category 1"):
+        balance(true.sums, true.plan, true.results, None)
+
+
+def test_a_document_in_no_bucket_unbalances_it(true: Balanced) -> None:
+    true.plan.documents_per_bucket[0, 0] -= 1
+    with pytest.raises(UnbalancedError, match="documents of category 0"):
+        balance(true.sums, true.plan, true.results, None)
+
+
+def test_a_reason_that_is_missing_unbalances_it(true: Balanced) -> None:
+    bucket, cuts = true.results[0]
+    wrong = [(bucket, replace(cuts, source=cuts.source - 1)), *true.results[1:]]
+    with pytest.raises(UnbalancedError, match="reasons not to learn"):
+        balance(true.sums, true.plan, wrong, None)
 
 
 def test_cuts_and_straddling_tokens_are_counted_with_their_category(
@@ -131,7 +162,12 @@ def test_cuts_and_straddling_tokens_are_counted_with_their_category(
     ledger = prepare(tmp_path, records, max_length=16).manifest
     a, b = ledger["categories"]["a"], ledger["categories"]["b"]
     assert (a["straddling_tokens_learned"], b["straddling_tokens_learned"]) == (1, 0)
-    assert (a["documents_cut"], a["cuts"]) == (0, {"longer_than_max_length": 0})
+    assert (a["documents_cut"], a["cuts"]) == (0, {"longer_than_max_length": 0, "row_was_full": 0})
     continuations = -(-b["tokens"] // 16) - 1
-    assert (b["documents_cut"], b["cuts"]) == (1, {"longer_than_max_length": continuations})
-    assert b["not_learned"] == {"first_of_document": 1, "source": 0, "first_of_continuation": continuations}
+    assert (b["documents_cut"], b["cuts"]) == (1, {"longer_than_max_length": continuations, "row_was_full": 0})
+    assert b["not_learned"] == {
+        "first_of_document": 1,
+        "source": 0,
+        "first_of_continuation": continuations,
+        "added_bos": 0,
+    }

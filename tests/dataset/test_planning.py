@@ -46,7 +46,7 @@ def test_documents_come_back_from_the_rows(
         patch.setattr(planning, "BLOCK_DOCUMENTS", block)
         numbered = numbered_documents(Path(work, "encoded"), documents, per_shard)
         written = write_numbered(Path(work), numbered, num_buckets, max_length, how=how)
-        pieces: dict[int, list[tuple[int, list[int]]]] = defaultdict(list)
+        pieces: dict[int, list[tuple[int, list[int], int]]] = defaultdict(list)
         learned: list[int] = []
         firsts: set[int] = set()
         for bucket, rows in enumerate(written.rows()):

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2 import cli
 from colossal_llama2.dataset import prepare_pretrain_dataset
-from colossal_llama2.dataset.parts import Row
-from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
+from colossal_llama2.dataset.preparation import PrepareSettings
+from colossal_llama2.dataset.prepare_pretrain_dataset import main
 from colossal_llama2.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,8 +40,13 @@ def processor(llama_tokenizer_dir: Path) -> SentencePieceProcessor:
 
 def flags_of(settings: PrepareSettings, **changed: Any) -> list[str]:
     """Command line of some settings, without those that are off."""
-    values = {name: getattr(settings, name) for name, _ in cli.flags(PrepareSettings)}
-    pairs = [(f"--{name}", str(value)) for name, value in {**values, **changed}.items() if value is not False]
+    values: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        values |= vars(value) if is_dataclass(value) else {field.name: value}
+    pairs = [
+        (f"--{name}", str(value)) for name, value in {**values, **changed}.items() if value is not False and value != ""
+    ]
     return [part for pair in pairs for part in pair]
 
 
@@ -50,7 +55,8 @@ def test_it_writes_parts_jsonl_ledger_and_settings(tmp_path: Path, prepare: Prep
 
     prepared = prepare(tmp_path, TINY, num_spliced_dataset_bins=3)
     names = {path.name for path in prepared.settings.data_arrow_output_dir.iterdir()}
-    assert names == {"part-00000", "part-00001", "part-00002", "manifest.json", "settings.yaml"}
+    ledger = {"manifest.json", "files.jsonl", "refused_records.jsonl", "settings.yaml"}
+    assert names == {"part-00000", "part-00001", "part-00002", *ledger}
     for bucket, rows in enumerate(prepared.rows()):
         lines = (tmp_path / "jsonl" / f"part-{bucket:05d}.jsonl").read_text().splitlines()
         dataset = datasets.load_from_disk(str(tmp_path / "arrow" / f"part-{bucket:05d}"))
@@ -126,7 +132,7 @@ def test_output_does_not_depend_on_workers_or_place(tmp_path: Path, prepare: Pre
         prepare(tmp_path / place, records, num_workers=workers, num_spliced_dataset_bins=3).outputs()
         for place, workers in (("one", 1), ("deeper/two", 2))
     ]
-    assert len(outputs[0]) == 3 * 4 + 1
+    assert len(outputs[0]) == 3 * 4 + 3
     assert outputs[0] == outputs[1]
     again = prepare(tmp_path / "one", seed=7, num_spliced_dataset_bins=3, overwrite=True).outputs()
     assert again.keys() == outputs[0].keys()
@@ -139,15 +145,16 @@ def test_bad_records_can_be_skipped_and_are_listed(tmp_path: Path, prepare: Prep
     (tmp_path / "in" / "deep" / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     (tmp_path / "in" / "empty.jsonl").write_text("")
     (tmp_path / "in" / "note.txt").write_text("")
-    ledger = prepare(tmp_path, bad_records="skip").manifest
-    assert [(refusal["file"], refusal["line"]) for refusal in ledger["refused_records"]] == [
+    prepared = prepare(tmp_path, bad_records="skip")
+    ledger, refused = prepared.manifest, prepared.lines("refused_records.jsonl")
+    assert [(refusal["file"], refusal["line"]) for refusal in refused] == [
         ("in/deep/a.jsonl", 2),
         ("in/deep/a.jsonl", 4),
         ("in/deep/a.jsonl", 5),
     ]
-    assert "not JSON" in ledger["refused_records"][0]["reason"]
+    assert "not JSON" in refused[0]["reason"]
     assert (ledger["totals"]["documents"], ledger["totals"]["refused_lines"]) == (2, 3)
-    assert [file["file"] for file in ledger["files"]] == ["in/deep/a.jsonl", "in/empty.jsonl"]
+    assert [file["file"] for file in prepared.lines("files.jsonl")] == ["in/deep/a.jsonl", "in/empty.jsonl"]
     assert ledger["ignored_files"] == ["in/note.txt"]
 
 
@@ -216,7 +223,8 @@ def test_mistakes_end_with_2_one_line_and_nothing_written(
     assert said.out == ""
     assert [line.startswith("error: ") for line in said.err.splitlines()] == [True]
     assert complaint in said.err
-    assert {path.name for path in tmp_path.iterdir()} == {"in"}  # not even a cache
+    assert {path.name for path in tmp_path.iterdir()} <= {"in", "cache"}  # no output, not even half of one
+    assert not list(tmp_path.glob("cache/[!t]*"))  # nothing in the cache but whole shards
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["data.jsonl"]
 
 
@@ -276,15 +284,15 @@ def test_an_end_while_writing_leaves_the_old_output(
     end: type[BaseException], tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = prepare(tmp_path, TINY, num_spliced_dataset_bins=2).outputs()
-    build_rows, calls = prepare_pretrain_dataset.build_rows, []
+    write_bucket, calls = prepare_pretrain_dataset.write_bucket, []
 
-    def broken(job: Any) -> Iterator[Row]:
+    def broken(job: Any) -> Any:
         calls.append(job.bucket)
         if len(calls) == 2:
             raise end
-        yield from build_rows(job)
+        return write_bucket(job)
 
-    monkeypatch.setattr(prepare_pretrain_dataset, "build_rows", broken)
+    monkeypatch.setattr(prepare_pretrain_dataset, "write_bucket", broken)
     with pytest.raises(end):
         prepare(tmp_path, TINY, num_spliced_dataset_bins=2, overwrite=True, seed=9)
     assert calls == [0, 1]
