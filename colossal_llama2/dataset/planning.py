@@ -1,7 +1,7 @@
-"""From the documents' lengths alone to a plan: which goes to which bucket, how often, and which are held out.
+"""From the documents' lengths alone to a plan: which goes to which bucket, how often, and what is held out.
 
-The plan is made a block of shards at a time and written to disk, so that it takes no more memory for a large corpus than
-for one of a million documents.
+The plan is made a block of shards at a time and written to disk, so that it takes no more memory for a large corpus
+than for one of a million documents.
 """
 
 from __future__ import annotations

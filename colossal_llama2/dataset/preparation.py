@@ -29,7 +29,7 @@ class SpliceOptions:
     splice: Splice = "best_fit"
     """best_fit keeps documents whole where they fit; sequential lays them end to end and cuts where a row is full."""
     bos_each_piece: bool = False
-    """Put a bos before every piece that continues a document; without it, the first token of such a piece is not learned."""
+    """Put a bos before every piece that continues a document; without it, the first token of a piece is not learned."""
     min_piece: int = 1
     """Never cut a document so that a piece of it has fewer tokens than this."""
 
