@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from colossal_llama2.dataset.input_options import InputOptions
 from colossal_llama2.dataset.inputs import Segment
 from colossal_llama2.dataset.jsonl_records import JsonlReader
 from colossal_llama2.dataset.lines import BLOCK_BYTES, line_bounds
@@ -15,6 +16,7 @@ from colossal_llama2.dataset.table_records import TableReader
 __all__ = [
     "GiantRecord",
     "GiantText",
+    "InputOptions",
     "Reading",
     "RecordBatch",
     "Refusal",
