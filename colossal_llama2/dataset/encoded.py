@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,6 +75,21 @@ class EncodedShard:
     def hashes(self) -> npt.NDArray[Any]:
         """Read what duplicates are told by, a row a document."""
         return np.load(self.folder / HASHES_FILE)
+
+
+class ShardHashes(Sequence[npt.NDArray[Any]]):
+    """What duplicates are told by, shard by shard, read each time it is asked for."""
+
+    def __init__(self, shards: Sequence[EncodedShard]) -> None:
+        self._shards = shards
+
+    def __len__(self) -> int:
+        """Number of shards."""
+        return len(self._shards)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read one shard's."""
+        return self._shards[index].hashes()
 
 
 class ShardWriter:

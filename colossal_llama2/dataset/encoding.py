@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from colossal_llama2.dataset.deduplication import Deduplicate, text_hashes
+from colossal_llama2.dataset.deduplication import Deduplicate, hash_version, text_hashes
 from colossal_llama2.dataset.encoded import DOCUMENT, EncodedShard, RefusedLine, ShardWriter, read_shard_folder
 from colossal_llama2.dataset.inputs import Segment, Shard, first_line_number
 from colossal_llama2.dataset.long_documents import encode_giant
@@ -58,7 +58,7 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
         InputError: a line is not a record, and bad records are not to be skipped.
     """
     digest = hashlib.sha256("\n".join(records_key(part, job.reading) for part in shard.segments).encode()).hexdigest()
-    deciding = [LAYOUT, job.tokenizer_key, digest, job.deduplicate]
+    deciding = [LAYOUT, job.tokenizer_key, digest, hash_version(job.deduplicate)]
     folder = job.cache_dir / f"tokens-{hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:32]}"
     found = read_shard_folder(folder, digest)
     if found is not None:

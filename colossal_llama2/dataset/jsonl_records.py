@@ -61,8 +61,8 @@ class JsonlReader:
         yield from self._batching.rest()
 
     def _read_lines(self, block: bytes) -> Iterator[RecordBatch]:
-        if not block:  # a byte order mark and nothing behind it
-            return
+        if not block:
+            return  # nothing but a byte order mark
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 from colossal_llama2 import cli
+from colossal_llama2.dataset.input_options import InputOptions
 from colossal_llama2.dataset.inputs import InputFile, find_inputs
-from colossal_llama2.dataset.reading import InputOptions
 from colossal_llama2.dataset.selecting import parse_share
 from colossal_llama2.dataset.splicing import Cutting, Splice
 from colossal_llama2.errors import InputError
@@ -143,6 +143,7 @@ def _check_numbers(settings: PrepareSettings) -> None:
     if settings.work.num_workers < 0 or mix.seed < 0:
         raise InputError("--num_workers and --seed cannot be negative", remedy="give 0 or more")
     parse_share(mix.holdout)
+    settings.inputs.check()
 
 
 def _outputs(settings: PrepareSettings) -> list[Path]:

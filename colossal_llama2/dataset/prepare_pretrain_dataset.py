@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from colossal_llama2 import cli
 from colossal_llama2.dataset.deduplication import find_duplicates
-from colossal_llama2.dataset.encoded import EncodedShard
+from colossal_llama2.dataset.encoded import EncodedShard, ShardHashes
 from colossal_llama2.dataset.encoding import EncodingJob, encode_shard, tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, Shard, split_into_shards
 from colossal_llama2.dataset.ledger import (
@@ -119,9 +119,7 @@ def _duplicates(settings: PrepareSettings, encoded: Sequence[EncodedShard]) -> l
     """Return for each shard which documents are left out because their text stood before."""
     if settings.inputs.deduplicate == "none":
         return None
-    return find_duplicates(
-        [shard.hashes() for shard in encoded], settings.inputs.deduplicate, settings.inputs.dedup_threshold
-    )
+    return find_duplicates(ShardHashes(encoded), settings.inputs.deduplicate, settings.inputs.dedup_threshold)
 
 
 def _write(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
+from colossal_llama2.dataset.input_options import InputOptions
 from colossal_llama2.dataset.inputs import Segment
 from colossal_llama2.dataset.jsonl_records import JsonlReader
 from colossal_llama2.dataset.lines import BLOCK_BYTES, line_bounds
@@ -17,6 +16,7 @@ from colossal_llama2.dataset.table_records import TableReader
 __all__ = [
     "GiantRecord",
     "GiantText",
+    "InputOptions",
     "Reading",
     "RecordBatch",
     "Refusal",
@@ -64,14 +64,3 @@ def segment_digest(segment: Segment) -> bytes:
 def records_key(segment: Segment, reading: Reading) -> str:
     """Spell out everything that decides a segment's documents: bytes, reading, and a category from the file's name."""
     return f"{segment_digest(segment).hex()} {reading!r} {reading.category_of(segment.file)!r}"
-
-
-@dataclass(frozen=True)
-class InputOptions:
-    bad_records: Literal["error", "skip"] = "error"
-    deduplicate: Literal["none", "exact", "minhash"] = "none"
-    dedup_threshold: float = 0.8
-
-    @property
-    def reading(self) -> Reading:
-        return Reading(skip_bad_records=self.bad_records == "skip")

@@ -42,7 +42,9 @@ def reading_of(path: Path) -> Iterator[None]:
     """Turn the system's and the decoders' refusal to read a file into the user's mistake."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError) as error:
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # names in a damaged schema are decoded, too
         raise InputError(f"is damaged or cut off ({error})", path=path, remedy="fetch or write it again") from None
     except OSError as error:
         if error.errno is not None:  # pyarrow's own wording repeats the path

@@ -48,7 +48,8 @@ class TableReader:
 
     def read(self) -> Iterator[RecordBatch | GiantRecord]:
         """Yield the documents in order; see `reading.read_segment`."""
-        columns = _choose_columns(read_schema(self._path, self._segment.file.kind), self._reading, self._path)
+        with reading_of(self._path):
+            columns = _choose_columns(read_schema(self._path, self._segment.file.kind), self._reading, self._path)
         names = list(dict.fromkeys(name for name in (columns.target, columns.source, columns.category) if name))
         groups = (self._segment.start, self._segment.end)
         for batch in read_batches(self._path, self._segment.file.kind, groups, names):
