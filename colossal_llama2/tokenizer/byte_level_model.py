@@ -56,11 +56,6 @@ class ByteLevelModel:
     num_tokens: int
 
     @property
-    def merges(self) -> list[Merge]:
-        """The merges, the first one made first."""
-        return [(left, right) for left, right in self.content["model"]["merges"]]
-
-    @property
     def ignore_merges(self) -> bool:
         """Whether a word of the pre-tokenizer that stands in the vocabulary as a whole needs no merges."""
         return bool(self.content["model"].get("ignore_merges"))
@@ -73,12 +68,13 @@ class ByteLevelModel:
         """Cut a normalised text into the words that merges never cross, in letters."""
         return [word for word, _ in self.fast.pre_tokenizer.pre_tokenize_str(text)]
 
-    def cut_by_merges(self, tokens: Iterable[str]) -> list[tuple[str, ...]]:
-        """Cut letters into tokens by the merges alone, whatever words stand in the vocabulary as a whole."""
-        content = {**self.content, "added_tokens": [], "post_processor": None}
-        content["model"] = {**content["model"], "ignore_merges": False}
-        merging = Tokenizer.from_str(json.dumps(content))
-        return [tuple(token.value for token in merging.model.tokenize(letters)) for letters in tokens]
+
+def cut_by_merges(content: dict[str, Any], tokens: Iterable[str]) -> list[tuple[str, ...]]:
+    """Cut letters into tokens by the merges of a ``tokenizer.json`` alone, whatever stands in it as a whole word."""
+    bare = {**content, "added_tokens": [], "post_processor": None}
+    bare["model"] = {**content["model"], "ignore_merges": False}
+    merging = Tokenizer.from_str(json.dumps(bare))
+    return [tuple(token.value for token in merging.model.tokenize(letters)) for letters in tokens]
 
 
 def read_byte_level(fast: Tokenizer, path: Path) -> ByteLevelModel:
