@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final
 
 from colossal_llama2.tokenizer.byte_level_model import Merge
@@ -88,7 +89,7 @@ def merge_parts(parts: Sequence[str], ranks: Mapping[Merge, int]) -> list[str]:
     parts = list(parts)
     while len(parts) > 1:
         best: tuple[int, int] | None = None
-        for place, pair in enumerate(zip(parts, parts[1:], strict=False)):
+        for place, pair in enumerate(pairwise(parts)):
             rank = ranks.get(pair)
             if rank is not None and (best is None or rank < best[0]):
                 best = rank, place

@@ -1,4 +1,4 @@
-"""Expands a byte-level BPE tokenizer (GPT-2, Llama-3, Qwen): new tokens and merges behind all it has, closed and proved."""
+"""Expands a byte-level BPE tokenizer (GPT-2, Llama-3, Qwen): tokens and merges behind all it has, closed, proved."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ class ByteLevelExpander(Expander):
         return True
 
 
-def _left_out(
-    closed: ClosedMerges, cuts: Mapping[str, Sequence[str]], names: Mapping[str, str]
-) -> tuple[LeftOut, ...]:
+def _left_out(closed: ClosedMerges, cuts: Mapping[str, Sequence[str]], names: Mapping[str, str]) -> tuple[LeftOut, ...]:
     ranks = {merge: rank for rank, merge in enumerate(closed.merges)}
     return tuple(
         LeftOut(names[token], f"{reason}; its text gives {' '.join(map(name_of, merge_parts(cuts[token], ranks)))}")

@@ -64,10 +64,6 @@ class ByteLevelModel:
         """Return the text as it reaches the pre-tokenizer."""
         return str(self.fast.normalizer.normalize_str(text)) if self.fast.normalizer else text
 
-    def words(self, text: str) -> list[str]:
-        """Cut a normalised text into the words that merges never cross, in letters."""
-        return [word for word, _ in self.fast.pre_tokenizer.pre_tokenize_str(text)]
-
 
 def cut_by_merges(content: dict[str, Any], tokens: Iterable[str]) -> list[tuple[str, ...]]:
     """Cut letters into tokens by the merges of a ``tokenizer.json`` alone, whatever stands in it as a whole word."""

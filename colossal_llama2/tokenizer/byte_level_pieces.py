@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Final
 
 from colossal_llama2.tokenizer.byte_level_model import ByteLevelModel, to_letters
 from colossal_llama2.tokenizer.piece_list import MAX_PIECE_CHARACTERS, RefusedPiece, SortedPieces, WantedPiece
 from colossal_llama2.tokenizer.piece_model import SPACE_MARK, as_text
-
-# A piece that is cut when it stands alone may be whole beside another character: 你A before a small letter, say.
-_FRAMES: Final = ("{}x", "x{}", "x{}x", "X{}X", "一{}", "{}一", "1{}1", " {} ", "。{}。", "\n{}\n")
 
 
 def sort_byte_level(wanted: Iterable[WantedPiece], model: ByteLevelModel, markers: Iterable[str]) -> SortedPieces:
@@ -69,11 +65,9 @@ def _objection(piece: str, model: ByteLevelModel, markers: Iterable[str]) -> str
 
 
 def _cut_reason(text: str, model: ByteLevelModel) -> str | None:
-    """Ask the tokenizer's own pre-tokenizer whether the text ever stands inside one word."""
+    """Ask the tokenizer's own pre-tokenizer whether the text stays in one word, which merges never leave."""
     letters = to_letters(text)
-    if any(letters in word for word in model.words(text)):
+    words = model.fast.pre_tokenizer.pre_tokenize_str(text)
+    if any(letters in word for word, _ in words):
         return None
-    if any(letters in word for frame in _FRAMES for word in model.words(frame.format(text))):
-        return None
-    spans = [text[begin:end] for _, (begin, end) in model.fast.pre_tokenizer.pre_tokenize_str(text)]
-    return f"the pre-tokenizer cuts it into {' and '.join(map(repr, spans))}"
+    return f"the pre-tokenizer cuts it into {' and '.join(repr(text[begin:end]) for _, (begin, end) in words)}"
