@@ -17,6 +17,7 @@ from colossal_llama2.tokenizer.piece_model import (
     parse_piece_model,
 )
 
+
 def expand_model(
     model: PieceModel,
     pieces: Sequence[str],

@@ -146,8 +146,5 @@ def _inner_texts(part: Sequence[str]) -> list[str]:
     """Return the text of every run of two or more parts that is not the whole."""
     size = len(part)
     return [
-        "".join(part[begin:end])
-        for begin in range(size)
-        for end in range(begin + 2, size + 1)
-        if end - begin < size
+        "".join(part[begin:end]) for begin in range(size) for end in range(begin + 2, size + 1) if end - begin < size
     ]
