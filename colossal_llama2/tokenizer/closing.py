@@ -1,9 +1,9 @@
 """Close the merges: make every wanted piece come out of its own text, with as few pieces beside them as possible.
 
-BPE makes a piece only by joining two pieces it has, so a wanted piece may lack halves (no order of merges builds it), or
-have them and lose them to another merge that comes first. The latter are given an earlier turn where that costs no other
-piece its own; for whatever is left, pieces in between are added. These are merged after all wanted ones, so
-they never take anything from a piece that already comes out: its text has nothing left to merge by then.
+BPE makes a piece only by joining two pieces it has, so a wanted piece may lack halves (no order of merges builds it),
+or have them and lose them to another merge that comes first. The latter are given an earlier turn where that costs no
+other piece its own; for whatever is left, pieces in between are added. These are merged after all wanted ones, so they
+never take anything from a piece that already comes out: its text has nothing left to merge by then.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ SentencePiece itself has the last word on every expansion; this is for trying th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 from colossal_llama2.tokenizer.piece_model import NORMAL, PieceModel, is_far_below
@@ -36,7 +37,7 @@ class Merges:
         twin._turns, twin._next, twin._first = dict(self._turns), self._next, self._first
         return twin
 
-    def __contains__(self, piece: str) -> bool:
+    def __contains__(self, piece: object) -> bool:
         return piece in self._turns
 
     def append(self, pieces: Iterable[str]) -> None:
@@ -74,7 +75,7 @@ class Merges:
             The pieces it ends as, and the pieces that were made on the way, in order.
         """
         parts, made = list(text), []
-        turns = [self._turns.get(left + right, _NEVER) for left, right in zip(parts, parts[1:], strict=False)]
+        turns = [self._turns.get(left + right, _NEVER) for left, right in pairwise(parts)]
         while turns:
             best = min(turns)
             if best == _NEVER:

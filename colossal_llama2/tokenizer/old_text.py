@@ -24,7 +24,7 @@ OnChange = Literal["error", "drop", "allow"]
 
 ASCII: Final = frozenset(map(chr, range(128)))
 SCRIPT_SHARE: Final = 0.01
-"""A script with a smaller share of the sample's letters is not the old language; with a larger one of the list's, new."""
+"""A script with a smaller share of the sample's letters is not the old language."""
 LETTER_SHARE: Final = 1e-4
 """A letter with a smaller share of the sample's characters is a stray one: a foreign name, say."""
 _BATCH: Final = 1000
@@ -86,14 +86,14 @@ class Kept:
         attempt: the expansion.
         old: what is held to its tokens.
         changes: what still changes; nothing but with `allow`.
-        left_out: wanted pieces left out, or with `allow` kept and listed, because they change old text.
+        changing: wanted pieces that change old text, or could; left out, or with `allow` kept and listed.
         banned: intermediate pieces that had to be done without for the same reason.
     """
 
     attempt: Attempt
     old: OldText
     changes: Changes
-    left_out: tuple[LeftOut, ...]
+    changing: tuple[LeftOut, ...]
     banned: tuple[str, ...]
 
 
