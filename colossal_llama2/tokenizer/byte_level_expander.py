@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from colossal_llama2 import cli
 from colossal_llama2.tokenizer import loading
 from colossal_llama2.tokenizer.byte_level_closing import ClosedMerges, Rule, close_merges, merge_parts
 from colossal_llama2.tokenizer.byte_level_model import cut_by_merges, read_byte_level, to_letters
@@ -16,7 +17,7 @@ from colossal_llama2.tokenizer.byte_level_tokens import name_of, text_of
 from colossal_llama2.tokenizer.byte_level_writing import expanded_content, to_tokenizer, write_byte_level
 from colossal_llama2.tokenizer.encoder import FastEncoder, Vocabulary
 from colossal_llama2.tokenizer.expander import Attempt, Expander, LeftOut, MergeOrder, UnreachablePolicy
-from colossal_llama2.tokenizer.folder import TokenizerFolder
+from colossal_llama2.tokenizer.folder import JSON_FILE, TokenizerFolder
 from colossal_llama2.tokenizer.piece_list import SortedPieces, WantedPiece
 from colossal_llama2.tokenizer.piece_model import as_text, halves
 
@@ -74,7 +75,9 @@ class ByteLevelExpander(Expander):
     def write(self, attempt: Attempt, target: Path) -> int:
         """Fill an empty folder with the expanded tokenizer, and prove it; see `Expander.write`."""
         closed: ClosedMerges = attempt.result
-        write_byte_level(target, self._source, expanded_content(self._model, closed))
+        older = write_byte_level(target, self._source, expanded_content(self._model, closed))
+        if older:
+            cli.say(f"not written  {', '.join(older)}; {JSON_FILE} holds the same")
         texts = [as_text(piece) for piece in attempt.added]
         return prove_expansion(self._model, closed, texts, self._source.path, target)
 

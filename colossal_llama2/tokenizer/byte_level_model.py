@@ -11,6 +11,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.tokenizer.folder import MODEL_FILE
 
 Merge = tuple[str, str]
 
@@ -86,9 +87,7 @@ def read_byte_level(fast: Tokenizer, path: Path) -> ByteLevelModel:
     content = json.loads(fast.to_str())
     objection = _objection(content)
     if objection:
-        raise InputError(
-            objection, path=path, remedy="only SentencePiece BPE and byte-level BPE tokenizers can be expanded"
-        )
+        raise InputError(objection, path=path, remedy=f"give a byte-level BPE tokenizer, or one with a {MODEL_FILE}")
     vocab = dict(content["model"]["vocab"])
     missing = [byte for byte, letter in enumerate(LETTERS) if letter not in vocab]
     if missing:

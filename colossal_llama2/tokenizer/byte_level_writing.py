@@ -22,6 +22,7 @@ from colossal_llama2.tokenizer.folder import (
 from colossal_llama2.tokenizer.writing import DROPPED_SETTINGS, write_json
 
 _COPIED: Final = (SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, TEMPLATE_FILE, "chat_template.json")
+_OLDER: Final = ("vocab.json", "merges.txt")
 
 
 def expanded_content(model: ByteLevelModel, closed: ClosedMerges) -> dict[str, Any]:
@@ -43,16 +44,19 @@ def to_tokenizer(content: dict[str, Any]) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(content))
 
 
-def write_byte_level(target: Path, source: TokenizerFolder, content: dict[str, Any]) -> None:
+def write_byte_level(target: Path, source: TokenizerFolder, content: dict[str, Any]) -> list[str]:
     """Fill an empty folder with a tokenizer that `tokenizers` and transformers read alike.
 
-    ``vocab.json`` and ``merges.txt``, the older spelling of the same, are not written: transformers would prefer
-    them in places, and ``tokenizer.json`` holds all of them.
+    ``vocab.json`` and ``merges.txt``, the older spelling of the same, are not written: two files that say one thing
+    can come to say two.
 
     Args:
         target: the folder.
         source: the folder whose settings, added tokens and chat template are kept.
         content: the expanded ``tokenizer.json``.
+
+    Returns:
+        The names of the source's files of the older spelling, which are left behind.
     """
     to_tokenizer(content).save(str(target / JSON_FILE))
     kept = {name: value for name, value in source.settings.items() if name not in DROPPED_SETTINGS}
@@ -65,3 +69,4 @@ def write_byte_level(target: Path, source: TokenizerFolder, content: dict[str, A
     for name in _COPIED:
         if (source.path / name).is_file():
             shutil.copyfile(source.path / name, target / name)
+    return [name for name in _OLDER if (source.path / name).is_file()]

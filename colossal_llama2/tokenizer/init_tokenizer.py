@@ -14,11 +14,12 @@ from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
 from colossal_llama2.tokenizer import loading
+from colossal_llama2.tokenizer.byte_level_expander import ByteLevelExpander
 from colossal_llama2.tokenizer.compression_rate import count_longer, measure_compression, read_sample
 from colossal_llama2.tokenizer.documents import Documents
 from colossal_llama2.tokenizer.expander import Attempt, Expander, MergeOrder, UnreachablePolicy
 from colossal_llama2.tokenizer.expansion import Expansion, SampleCounts
-from colossal_llama2.tokenizer.folder import EXPANSION_FILE, JSON_FILE, MODEL_FILE, TokenizerFolder, read_folder
+from colossal_llama2.tokenizer.folder import EXPANSION_FILE, TokenizerFolder, read_folder
 from colossal_llama2.tokenizer.old_text import Kept, OnChange, keep_old_text, read_old_text
 from colossal_llama2.tokenizer.piece_expander import PieceExpander
 from colossal_llama2.tokenizer.piece_list import RefusedPiece, WantedPiece, read_piece_list
@@ -28,13 +29,14 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """Expand a SentencePiece BPE tokenizer by a list of pieces; its own ids, merges and settings stay as they are.
+    """Expand a SentencePiece or byte-level BPE tokenizer by a list of pieces; its ids, merges and settings stay as they
+    are.
 
     Every piece that is added comes out of its own text as one token.
     """
 
     source_tokenizer_dir: Path
-    """Folder of the tokenizer to expand; tokenizer.model alone is enough."""
+    """Folder of the tokenizer to expand; tokenizer.model alone is enough, or tokenizer.json of a byte-level one."""
 
     target_tokenizer_dir: Path
     """Folder to write the expanded tokenizer to."""
@@ -104,11 +106,7 @@ def main(settings: Settings) -> None:
 
 def _expander(source: TokenizerFolder) -> Expander:
     if source.model_file is None:
-        raise InputError(
-            f"holds {JSON_FILE} alone; only SentencePiece BPE tokenizers can be expanded",
-            path=source.path,
-            remedy=f"give a tokenizer with a {MODEL_FILE}",
-        )
+        return ByteLevelExpander(source)
     return PieceExpander(source)
 
 
