@@ -40,7 +40,8 @@ def may_stand(token: str, allows: Callable[[str], bool]) -> bool:
     """Tell whether a token on the way to others may be made, from what may be made of whole characters.
 
     A token is found only where all its bytes stand. Where it holds a whole character of which pieces may be made, or
-    where pieces may be made of every character that its torn end can belong to, it is harmless.
+    where pieces may be made of every character that its torn end can belong to, it is harmless. Bytes from the inside
+    of characters alone, which could stand in any script, are never made into one.
 
     Args:
         token: in letters.
@@ -49,6 +50,8 @@ def may_stand(token: str, allows: Callable[[str], bool]) -> bool:
     if not allows(text_of(token)):
         return False
     begin, whole, end = _cut(token)
+    if not whole and not end:
+        return False
     if not begin and not end:
         return True
     if whole and allows(whole):
