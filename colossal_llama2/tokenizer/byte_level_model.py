@@ -129,8 +129,6 @@ def _objection(content: dict[str, Any]) -> str | None:
 
 def _refuse_gaps(vocab: dict[str, int], added: dict[int, str], path: Path) -> None:
     remedy = "number its tokens from 0 without a gap or a repetition"
-    if len(set(vocab.values())) != len(vocab):
-        raise InputError("two tokens of its vocabulary share an id", path=path, remedy=remedy)
     for index, content in added.items():
         if vocab.get(content, index) != index:
             raise InputError(

@@ -27,7 +27,7 @@ def sort_byte_level(wanted: Iterable[WantedPiece], model: ByteLevelModel, marker
     new, existing, repeated, refused = [], [], [], []
     for item in wanted:
         reason = _objection(item.piece, model, texts)
-        letters = to_letters(as_text(item.piece))
+        letters = to_letters(as_text(item.piece)) if not reason else ""
         if item.piece in seen:
             repeated.append(item.piece)
         elif reason or letters in written:

@@ -36,7 +36,7 @@ _ODD_TEXTS: Final = (
 )  # fmt: skip
 _FRAMES: Final = ("{}", " {}", "a{}b", "中{}。", "\n{}\t", "9{}😀", "{0}{0}", "一{}的")
 _BATCH: Final = 2000
-_NUM_RANDOM: Final = 2000
+_NUM_RANDOM: Final = 1000
 _SHOWN: Final = 60
 
 

@@ -1,0 +1,282 @@
+"""The whole expansion of byte-level tokenizers, against a second implementation in plain Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import unicodedata
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from colossal_llama2.errors import InputError
+from colossal_llama2.tokenizer.extension import read_extension
+from colossal_llama2.tokenizer.init_tokenizer import Settings, main
+from colossal_llama2.tokenizer.loading import load_encoder, load_tokenizer
+
+FAMILIES = ("gpt2", "llama3", "qwen")
+PIECES = [
+    "今天", "天气", "▁今天", "今天天气很好", "越来越", "意大利", "。。。", "”、“", "模型", "语", "言", "語", "言語学",
+    "▁wizardry", "towns", "foxdog", "ﷺ", "😀", "👍🏽", "ünï", "是什么样的", "什么", "么样的", "哈哈哈哈",
+]  # fmt: skip
+OLD = "The quick brown fox’s café — naïve “wizards” vex  bold\njourneys; def f(x):\n    return x * 37\t# 1234567 é ½ 😀"
+
+
+@pytest.fixture(scope="module")
+def expanded(
+    make_byte_level: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path]]:
+    """Give a function that expands one family's tokenizer, each once: the base's folder and the new one."""
+    known: dict[str, tuple[Path, Path]] = {}
+
+    def made(family: str) -> tuple[Path, Path]:
+        if family not in known:
+            work = tmp_path_factory.mktemp(f"expanded_{family}")
+            pieces = _list(work, PIECES)
+            main(Settings(make_byte_level(family), work / "target", pieces, sample_file=_file(work, "今天天气很好")))
+            known[family] = make_byte_level(family), work / "target"
+        return known[family]
+
+    return made
+
+
+def _list(folder: Path, pieces: list[str]) -> Path:
+    path = folder / "pieces.jsonl"
+    path.write_text("".join(json.dumps({"piece": piece}) + "\n" for piece in pieces), encoding="utf-8")
+    return path
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _account(folder: Path) -> Any:
+    return json.loads((folder / "expansion.json").read_text(encoding="utf-8"))
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    return dict(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab(with_added_tokens=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_new_tokens_come_behind_everything(family: str, expanded: Callable[[str], tuple[Path, Path]]) -> None:
+    source, target = expanded(family)
+    before, after, account = _tokens(source), _tokens(target), _account(target)
+    assert all(after[token] == index for token, index in before.items())
+    assert sorted(after.values()) == list(range(len(after)))
+    assert account["base_tokens"] == len(before)
+    assert account["num_tokens"] == len(after) > len(before) + 15
+    auto = AutoTokenizer.from_pretrained(target)
+    assert len(auto) == auto.vocab_size == len(after)
+    merges = [json.loads((path / "tokenizer.json").read_text())["model"]["merges"] for path in (source, target)]
+    assert merges[1][: len(merges[0])] == merges[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_piece_kept_is_one_token(family: str, expanded: Callable[[str], tuple[Path, Path]]) -> None:
+    source, target = expanded(family)
+    size, account = len(_tokens(source)), _account(target)
+    refused = {item["piece"] for item in account["refused"]} | set(account["existing"])
+    kept = [piece for piece in PIECES if piece not in refused]
+    assert len(kept) > 15
+    encoder, auto = load_encoder(target), AutoTokenizer.from_pretrained(target)
+    for piece in kept:
+        text = piece.replace("▁", " ")
+        (index,) = encoder.encode([text]).ids.tolist()
+        assert index >= size
+        assert auto(text, add_special_tokens=False)["input_ids"] == [index]
+        assert auto.decode([index]) == text
+        inside = encoder.encode([f"\n{text}\n"]).ids.tolist()
+        assert index in inside
+    # "天气很好" is no piece, so this one needed something in between
+    assert account["counts"]["intermediates"] > 0
+
+
+def _texts() -> st.SearchStrategy[str]:
+    # Characters that this Python knows, so that both sides mean the same by a letter.
+    anything = st.characters(exclude_categories=["Cs", "Cn", "Co"])
+    part = st.one_of(
+        st.text(anything, max_size=4),
+        st.text(st.sampled_from("今天气很好语言越来意大利。”、“是什么样的哈 \n12a"), max_size=8),
+        st.sampled_from([piece.replace("▁", " ") for piece in PIECES]),
+        st.sampled_from(["<|endoftext|>", "<|eot|>", "<tool_call>", "e\u0301", "'s", "'ll", "  ", "\r\n", " the", "123"]),
+    )
+    return st.lists(part, max_size=6).map("".join)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_readers_agree_with_plain_python(
+    family: str, expanded: Callable[[str], tuple[Path, Path]], plain_byte_level: Callable[[Path], Any]
+) -> None:
+    source, target = expanded(family)
+    plain, before, encoder = plain_byte_level(target), plain_byte_level(source), load_encoder(target)
+    fast, auto = Tokenizer.from_file(str(target / "tokenizer.json")), AutoTokenizer.from_pretrained(target)
+    old, loaded = load_encoder(source), load_tokenizer(target)
+
+    @given(_texts())
+    @settings(deadline=None, max_examples=150)
+    def agree(text: str) -> None:
+        ids = plain.encode(text)
+        assert encoder.encode([text]).ids.tolist() == ids
+        assert old.encode([text]).ids.tolist() == before.encode(text)
+        assert len(ids) <= len(before.encode(text))
+        expected = unicodedata.normalize("NFC", text) if family == "qwen" else text
+        assert fast.decode(ids, skip_special_tokens=False) == expected
+        if "<|" not in text:  # called by hand these make a special token of its text, as everywhere
+            assert auto(text, add_special_tokens=False)["input_ids"] == ids
+        assert auto(text)["input_ids"] == loaded(text)["input_ids"] == fast.encode(text).ids
+
+    agree()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_without_new_characters_is_as_it_was(family: str, expanded: Callable[[str], tuple[Path, Path]]) -> None:
+    source, target = expanded(family)
+    before, after = load_encoder(source), load_encoder(target)
+    old = st.text(st.sampled_from(sorted(set(OLD) - set("😀ï“”"))), max_size=40)
+
+    @given(old.filter(lambda text: not any(piece.strip("▁") in text for piece in ("towns", "foxdog", "wizardry"))))
+    @settings(deadline=None, max_examples=150)
+    def unchanged(text: str) -> None:
+        assert after.encode([text]).ids.tolist() == before.encode([text]).ids.tolist()
+
+    unchanged()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_special_tokens_and_templates_stay(
+    family: str, expanded: Callable[[str], tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = expanded(family)
+    before, after = load_tokenizer(source), AutoTokenizer.from_pretrained(target)
+    assert after.special_tokens_map == before.special_tokens_map
+    assert {str(token): index for index, token in after.added_tokens_decoder.items()} == {
+        str(token): index for index, token in before.added_tokens_decoder.items()
+    }
+    assert after.model_max_length == 512
+    assert after.chat_template == before.chat_template
+    assert "token_type_ids" not in after("x")
+    assert after("hi <|im_end|> <tool_call>")["input_ids"] == before("hi <|im_end|> <tool_call>")["input_ids"]
+    assert not (target / "vocab.json").exists()
+    assert not (target / "merges.txt").exists()
+
+
+def test_files_left_behind_are_said(
+    make_byte_level: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(Settings(make_byte_level("gpt2"), tmp_path / "target", _list(tmp_path, ["今天"])))
+    assert "not written  vocab.json, merges.txt" in capsys.readouterr().out
+
+
+def test_a_class_that_builds_its_own_tokenizer_builds_the_same(
+    expanded: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Beside the config.json of a Qwen2 model transformers takes Qwen2Tokenizer whatever the folder says."""
+    _, target = expanded("qwen")
+    model = Path(shutil.copytree(target, tmp_path / "model"))
+    (model / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    auto = AutoTokenizer.from_pretrained(model)
+    encoder = load_encoder(target)
+    for text in ("今天天气很好 wizardry", "e\u0301 12", OLD):
+        assert auto(text)["input_ids"] == encoder.encode([text]).ids.tolist()
+    assert auto.convert_tokens_to_ids("<|im_end|>") == _tokens(target)["<|im_end|>"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_expanding_twice_is_expanding(
+    family: str, expanded: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, target = expanded(family)
+    main(Settings(target, tmp_path / "twice", _list(tmp_path, ["今天", "学习", "言语", "新闻"])))
+    account = _account(tmp_path / "twice")
+    assert account["existing"] == ["今天"]
+    assert account["base_tokens"] == len(_tokens(target))
+    extension = read_extension(source, tmp_path / "twice")
+    assert extension.num_tokens == account["num_tokens"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_are_cut_as_the_base_reads_the_bytes(family: str, expanded: Callable[[str], tuple[Path, Path]]) -> None:
+    source, target = expanded(family)
+    extension = read_extension(source, target)
+    size, tokens = len(_tokens(source)), sorted(_tokens(target).items(), key=lambda item: item[1])
+    assert (extension.num_base, extension.num_tokens) == (size, len(tokens))
+    ids, offsets = extension.base_tokens.ids.tolist(), extension.base_tokens.offsets.tolist()
+    for place, (token, _) in enumerate(tokens[size:]):
+        cut = ids[offsets[place] : offsets[place + 1]]
+        assert "".join(tokens[index][0] for index in cut) == token
+        assert all(index < size for index in cut)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_old_text_is_kept_where_that_is_asked(
+    family: str, make_byte_level: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source, sample = make_byte_level(family), _file(tmp_path, OLD)
+    pieces = _list(tmp_path, ["今天", "天气", "foxdog", "fé", "ünï", "”、“", "—", "越来越", "😁"])
+    asked = Settings(source, tmp_path / "target", pieces, keep_identical=(sample,))
+    main(asked)
+    before, after = load_encoder(source), load_encoder(tmp_path / "target")
+    assert after.encode([OLD]).ids.tolist() == before.encode([OLD]).ids.tolist()
+    account = _account(tmp_path / "target")
+    left = {item["piece"] for item in account["left_out"]}
+    # 😁 shares three bytes with 😀, and no list can have a token of two or three bytes without touching that one
+    assert left == {"foxdog", "fé", "—", "😁"}
+    with pytest.raises(InputError, match="would change old text"):
+        main(replace(asked, target_tokenizer_dir=tmp_path / "other", on_change="error"))
+    main(replace(asked, target_tokenizer_dir=tmp_path / "allowed", on_change="allow"))
+    assert _account(tmp_path / "allowed")["counts"]["added"] > account["counts"]["added"]
+
+
+def test_what_to_do_about_pieces_that_cannot_be_joined(
+    make_byte_level: Callable[[str], Path], tmp_path: Path
+) -> None:
+    asked = Settings(make_byte_level("llama3"), tmp_path / "drop", _list(tmp_path, ["ab", "abq", "qxq"]))
+    main(replace(asked, unreachable="drop"))
+    account = _account(tmp_path / "drop")
+    assert [item["piece"] for item in account["left_out"]] == ["qxq"]
+    assert account["left_out"][0]["reason"] == "no two tokens join to it; its text gives q x q"
+    assert account["counts"]["intermediates"] == 0
+    with pytest.raises(InputError, match="1 pieces cannot be built by merging: 'qxq'"):
+        main(replace(asked, target_tokenizer_dir=tmp_path / "error", unreachable="error"))
+    assert not (tmp_path / "error").exists()
+
+
+def test_a_mined_list_is_merged_as_it_stands(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:
+    source = make_byte_level("llama3")
+    for pieces, order in ((["今", "天", "气", "天气", "今天", "今天气"], "list"), (["今天气", "今"], "length")):
+        folder = tmp_path / order
+        folder.mkdir()
+        main(Settings(source, folder / "target", _list(folder, pieces)))
+        assert _account(folder / "target")["merge_order"] == order
+    tokens = Tokenizer.from_file(str(tmp_path / "list" / "target" / "tokenizer.json"))
+    assert tokens.decode([tokens.encode("今天气候", add_special_tokens=False).ids[0]]) == "今天气"
+
+
+def test_mistakes_leave_nothing_behind(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(make_byte_level("llama3"), tmp_path / "source"))
+    target, pieces = tmp_path / "out" / "target", _list(tmp_path, ["今天", "1234"])
+
+    def refused(match: str, **changes: Any) -> None:
+        with pytest.raises(InputError, match=match):
+            main(replace(Settings(source, target, pieces), **changes))
+        assert not (tmp_path / "out").exists()
+
+    refused("would replace the source", target_tokenizer_dir=source, overwrite=True)
+    (tmp_path / "none").mkdir()
+    refused("no piece that could be added", expand_tokens_file=_list(tmp_path / "none", ["1234", "the", ""]))
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["decoder"] = None
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    refused("decoder does not go by bytes")
+    (source / "tokenizer.json").write_text("{}")
+    refused("not a tokenizer")
