@@ -139,20 +139,6 @@ def test_all_readers_agree_with_plain_python(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_without_new_characters_is_as_it_was(family: str, expanded: Callable[[str], tuple[Path, Path]]) -> None:
-    source, target = expanded(family)
-    before, after = load_encoder(source), load_encoder(target)
-    old = st.text(st.sampled_from(sorted(set(OLD) - set("😀ï“”"))), max_size=40)
-
-    @given(old.filter(lambda text: not any(piece.strip("▁") in text for piece in ("towns", "foxdog", "wizardry"))))
-    @settings(deadline=None, max_examples=150)
-    def unchanged(text: str) -> None:
-        assert after.encode([text]).ids.tolist() == before.encode([text]).ids.tolist()
-
-    unchanged()
-
-
-@pytest.mark.parametrize("family", FAMILIES)
 def test_settings_special_tokens_and_templates_stay(
     family: str, expanded: Callable[[str], tuple[Path, Path]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,6 +217,13 @@ def test_old_text_is_kept_where_that_is_asked(
     left = {item["piece"] for item in account["left_out"]}
     # 😁 shares three bytes with 😀, and no list can have a token of two or three bytes without touching that one
     assert left == {"foxdog", "fé", "—", "😁"}
+
+    @given(st.text(st.sampled_from(sorted(set(OLD))), max_size=40))
+    @settings(deadline=None)
+    def any_text_of_these_characters_too(text: str) -> None:
+        assert after.encode([text]).ids.tolist() == before.encode([text]).ids.tolist()
+
+    any_text_of_these_characters_too()
     with pytest.raises(InputError, match="would change old text"):
         main(replace(asked, target_tokenizer_dir=tmp_path / "other", on_change="error"))
     main(replace(asked, target_tokenizer_dir=tmp_path / "allowed", on_change="allow"))
