@@ -12,6 +12,9 @@ _LONGEST: Final = 24
 """A word of more parts grows from one end instead: all trees of it would take time with the cube of its length."""
 _PASSES: Final = 10
 _PREFERENCE: Final = 1e-3
+_TRIES: Final = 2000
+_MOST_PARTS: Final = 6
+"""A word of six parts has 42 trees, one of seven 132: a group with a longer word is not searched."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,12 @@ def fewest_intermediates(
 ) -> Intermediates:
     """Choose pieces so that every word is the root of a binary tree over its parts, whose inner nodes are pieces.
 
-    One word alone is solved exactly: over all trees of it, what is known or chosen already costs nothing, anything else
-    one piece. Which of many equal trees a word takes decides how much it shares with the others, so of two pieces the
-    one that more words could use is preferred, and each word is solved again, knowing what the others chose, until the
-    number no longer falls. On word lists of real size this is the true minimum or within a few pieces of it; it is not
-    proved to be.
+    One word alone is solved exactly unless it repeats itself: over all trees of it, what is known or chosen already
+    costs nothing, anything else one piece. Which of many equal trees a word takes decides how much it shares with the
+    others, so of two pieces the one that more words could use is preferred, and each word is solved again, knowing what
+    the others chose, until the number no longer falls. Then every group of words that could share pieces is searched for a smaller choice; the
+    result is the true minimum wherever that search ends within `_TRIES` steps; where many long words hang together
+    it does not, and the choice made before stands.
 
     Args:
         parts: for each word the parts it now ends as; at least two, joined they are the word.
@@ -77,8 +81,49 @@ class _Choice:
                 self._take(word, self._cheapest_tree(word) or tree)
             if len(self._uses) == before:
                 break
+        short = [word for word in self._trees if len(self._parts[word]) <= _MOST_PARTS]
+        for group in _groups({word: self._unknown_texts(word) for word in short}):
+            self._search(group)
         impossible = tuple(word for word in self._parts if word not in self._trees)
         return Intermediates(tuple(sorted(self._uses, key=lambda piece: (len(piece), piece))), impossible)
+
+    def _search(self, group: Sequence[str]) -> None:
+        """Look for a smaller choice for words that share no piece with others but longer ones."""
+        before = {word: self._trees[word] for word in group}
+        for word in group:
+            self._release(word)
+        free = frozenset(self._uses)  # what longer words need is there anyway
+        options = {word: self._trees_of(word, free) for word in group}
+        chosen = frozenset().union(*before.values()) - free
+        better = _Search(options, chosen).smallest()
+        for word in group:
+            fits = (tree for tree in options[word] if tree <= better)
+            self._take(word, next(fits) | (free & before[word]) if len(better) < len(chosen) else before[word])
+
+    def _unknown_texts(self, word: str) -> list[str]:
+        return [text for text in _inner_texts(self._parts[word]) if text not in self._known]
+
+    def _trees_of(self, word: str, free: frozenset[str]) -> list[frozenset[str]]:
+        """Return what each tree of a word would add beside what is free, of those that add no more than they must."""
+        part = self._parts[word]
+        sets: dict[tuple[int, int], set[frozenset[str]]] = {(at, at + 1): {frozenset()} for at in range(len(part))}
+        for length in range(2, len(part) + 1):
+            for begin in range(len(part) - length + 1):
+                end, text = begin + length, "".join(part[begin : begin + length])
+                is_there = length == len(part) or text in self._known or text in free
+                own = frozenset() if is_there else frozenset((text,))
+                allowed = not own or self._allows(text)
+                sets[begin, end] = {
+                    own | left | right
+                    for at in range(begin + 1, end)
+                    for left in sets[begin, at]
+                    for right in sets[at, end]
+                    if allowed
+                }
+        found = sets[0, len(part)]
+        return sorted(
+            (tree for tree in found if not any(less < tree for less in found)), key=lambda t: (len(t), sorted(t))
+        )
 
     def _take(self, word: str, tree: frozenset[str]) -> None:
         self._trees[word] = tree
@@ -148,3 +193,49 @@ def _inner_texts(part: Sequence[str]) -> list[str]:
     return [
         "".join(part[begin:end]) for begin in range(size) for end in range(begin + 2, size + 1) if end - begin < size
     ]
+
+
+def _groups(texts: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    """Split words into groups linked by texts they have in common; one without a text that stands twice is no group."""
+    leader = {word: word for word in texts}
+
+    def find(word: str) -> str:
+        while leader[word] != word:
+            leader[word] = leader[leader[word]]
+            word = leader[word]
+        return word
+
+    first: dict[str, str] = {}
+    for word in leader:
+        for text in texts[word]:
+            leader[find(word)] = find(first.setdefault(text, word))
+    groups: dict[str, list[str]] = {}
+    for word in leader:
+        groups.setdefault(find(word), []).append(word)
+    return [group for group in groups.values() if len(group) > 1 or len(set(texts[group[0]])) < len(texts[group[0]])]
+
+
+class _Search:
+    """Goes through all ways of choosing one tree a word, as far as they could still be smaller than the best known."""
+
+    def __init__(self, options: Mapping[str, Sequence[frozenset[str]]], best: frozenset[str]) -> None:
+        self._options, self._best, self._tries = options, best, _TRIES
+
+    def smallest(self) -> frozenset[str]:
+        """Return the smallest choice found before the tries were used up."""
+        self._go_on(frozenset(), list(self._options))
+        return self._best
+
+    def _go_on(self, chosen: frozenset[str], words: list[str]) -> None:
+        self._tries -= 1
+        costs = {word: min(len(tree - chosen) for tree in self._options[word]) for word in words}
+        left = [word for word in words if costs[word]]
+        if not left:
+            if len(chosen) < len(self._best):
+                self._best = chosen
+            return
+        hardest = max(left, key=lambda word: costs[word])
+        for tree in sorted(self._options[hardest], key=lambda tree: len(tree - chosen)):
+            if self._tries <= 0 or len(chosen) + max(costs[hardest], len(tree - chosen)) >= len(self._best):
+                break
+            self._go_on(chosen | tree, left)

@@ -79,12 +79,13 @@ class PieceExpander(Expander):
                 self._merges, kept, policy, lambda piece: bool(as_text(piece).strip()) and allows(as_text(piece))
             )
             model = self._expand(closed)
-            refuted = unreachable_pieces(model, range(self.num_base, len(model.pieces)))
+            refuted = unreachable_pieces(model, range(self.num_base, self.num_base + len(closed.wanted)))
             if not refuted:
                 break
-            wanted = {item.piece for item in refuted} & set(closed.wanted)
-            assert wanted, "a piece in between comes out where it is needed"
-            overruled |= {piece: LeftOut(piece, "SentencePiece merges its text otherwise") for piece in wanted}
+            for item in refuted:
+                overruled[item.piece] = LeftOut(
+                    item.piece, f"{item.reason}; its text gives {' '.join(item.encoded_as)}"
+                )
         return Attempt(
             encoder=_encoder_of(model.SerializeToString(), self._num_threads),
             added=closed.wanted,
