@@ -108,7 +108,9 @@ def _texts() -> st.SearchStrategy[str]:
         st.text(anything, max_size=4),
         st.text(st.sampled_from("今天气很好语言越来意大利。”、“是什么样的哈 \n12a"), max_size=8),
         st.sampled_from([piece.replace("▁", " ") for piece in PIECES]),
-        st.sampled_from(["<|endoftext|>", "<|eot|>", "<tool_call>", "e\u0301", "'s", "'ll", "  ", "\r\n", " the", "123"]),
+        st.sampled_from(
+            ["<|endoftext|>", "<|eot|>", "<tool_call>", "e\u0301", "'s", "'ll", "  ", "\r\n", " the", "123"]
+        ),
     )
     return st.lists(part, max_size=6).map("".join)
 
@@ -230,9 +232,7 @@ def test_old_text_is_kept_where_that_is_asked(
     assert _account(tmp_path / "allowed")["counts"]["added"] > account["counts"]["added"]
 
 
-def test_what_to_do_about_pieces_that_cannot_be_joined(
-    make_byte_level: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_what_to_do_about_pieces_that_cannot_be_joined(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:
     asked = Settings(make_byte_level("llama3"), tmp_path / "drop", _list(tmp_path, ["ab", "abq", "qxq"]))
     main(replace(asked, unreachable="drop"))
     account = _account(tmp_path / "drop")

@@ -134,11 +134,6 @@ def test_other_models_are_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "pieces.jsonl"]
 
 
-def test_byte_level_sources_are_refused(byte_level_tokenizer_dir: Path, pieces_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="only SentencePiece BPE"):
-        main(Settings(byte_level_tokenizer_dir, tmp_path / "target", pieces_file))
-
-
 @pytest.mark.parametrize("script", ["colossal_llama2/tokenizer/init_tokenizer.py", "tools/init_tokenizer.py"])
 def test_run_by_path_from_elsewhere(script: str, source: Path, pieces_file: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
