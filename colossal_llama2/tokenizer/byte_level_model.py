@@ -82,7 +82,8 @@ def read_byte_level(fast: Tokenizer, path: Path) -> ByteLevelModel:
         path: where it came from, for complaints.
 
     Raises:
-        InputError: another algorithm, not byte-level, a byte without a token, or ids with gaps.
+        InputError: another algorithm, not byte-level, a byte without a token, ids with gaps, or a special token that
+            plain text would give once it stands in the vocabulary.
     """
     content = json.loads(fast.to_str())
     objection = _objection(content)
@@ -98,7 +99,9 @@ def read_byte_level(fast: Tokenizer, path: Path) -> ByteLevelModel:
         )
     added = {int(entry["id"]): str(entry["content"]) for entry in content["added_tokens"]}
     _refuse_gaps(vocab, added, path)
-    return ByteLevelModel(fast, content, vocab, added, len(set(vocab.values()) | set(added)))
+    model = ByteLevelModel(fast, content, vocab, added, len(set(vocab.values()) | set(added)))
+    _refuse_words(model, path)
+    return model
 
 
 def parts_of(content: Any, kind: str) -> list[dict[str, Any]]:
@@ -140,3 +143,16 @@ def _refuse_gaps(vocab: dict[str, int], added: dict[int, str], path: Path) -> No
     for expected, index in enumerate(sorted(texts)):
         if index != expected:
             raise InputError(f"no token has id {expected}, but {texts[index]!r} has {index}", path=path, remedy=remedy)
+
+
+def _refuse_words(model: ByteLevelModel, path: Path) -> None:
+    """An expanded file has every added token in its vocabulary, where `ignore_merges` looks words up."""
+    special = [str(entry["content"]) for entry in model.content["added_tokens"] if entry["special"]]
+    for text in special if model.ignore_merges else []:
+        words = model.fast.pre_tokenizer.pre_tokenize_str(model.normalize(text))
+        if text not in model.vocab and any(word == text for word, _ in words):
+            raise InputError(
+                f"the special token {text!r} is written like a word, and ignore_merges would find it in text",
+                path=path,
+                remedy="give the special token a text that the pre-tokenizer cuts, such as <|...|>",
+            )

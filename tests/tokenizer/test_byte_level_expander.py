@@ -17,9 +17,12 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.tokenizer.byte_level_expander import ByteLevelExpander
 from colossal_llama2.tokenizer.extension import read_extension
+from colossal_llama2.tokenizer.folder import read_folder
 from colossal_llama2.tokenizer.init_tokenizer import Settings, main
 from colossal_llama2.tokenizer.loading import load_encoder, load_tokenizer
+from colossal_llama2.tokenizer.piece_list import WantedPiece
 
 FAMILIES = ("gpt2", "llama3", "qwen")
 PIECES = [
@@ -230,6 +233,57 @@ def test_old_text_is_kept_where_that_is_asked(
         main(replace(asked, target_tokenizer_dir=tmp_path / "other", on_change="error"))
     main(replace(asked, target_tokenizer_dir=tmp_path / "allowed", on_change="allow"))
     assert _account(tmp_path / "allowed")["counts"]["added"] > account["counts"]["added"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_list_is_reached_or_named(family: str, make_byte_level: Callable[[str], Path]) -> None:
+    expander = ByteLevelExpander(read_folder(make_byte_level(family)))
+    han = st.text(st.sampled_from("今天气很好学语言越来利的。、“你"), min_size=1, max_size=5)
+    other = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
+    word = st.text(st.sampled_from("▁thequickn"), min_size=2, max_size=6)
+
+    @given(st.lists(st.one_of(han, han, other, word), min_size=1, max_size=12), st.booleans())
+    @settings(deadline=None, max_examples=40)
+    def reached(pieces: list[str], close: bool) -> None:
+        found = expander.sort([WantedPiece(piece, line) for line, piece in enumerate(pieces, 1)])
+        assert len(found.new) + len(found.existing) + len(found.repeated) + len(found.refused) == len(pieces)
+        ordered, _ = expander.in_order(found.new, "auto")
+        attempt = expander.build(ordered, "close" if close else "drop", lambda _: True)
+        assert {*attempt.added, *(item.piece for item in attempt.left_out)} == set(found.new)
+        assert not close or not attempt.left_out
+        assert close or not attempt.intermediates
+        ids = range(expander.num_base, expander.num_base + len(attempt.new_pieces))
+        assert len(set(attempt.new_pieces)) == len(ids)
+        for piece, index in zip(attempt.added, ids, strict=False):
+            assert attempt.encoder.encode([expander.as_text(piece)]).ids.tolist() == [index]
+        for text in ("".join(pieces), "的".join(pieces), OLD):
+            assert len(attempt.encoder.encode([text]).ids) <= len(expander.before.encode([text]).ids)
+
+    reached()
+
+
+def test_a_prefixed_space_is_the_bases_own_affair(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(make_byte_level("gpt2"), tmp_path / "source"))
+    content = json.loads((source / "tokenizer.json").read_text())
+    content["pre_tokenizer"]["add_prefix_space"] = True
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    main(Settings(source, tmp_path / "target", _list(tmp_path, ["今天", "▁今天", "foxdog"])))
+    fast = Tokenizer.from_file(str(tmp_path / "target" / "tokenizer.json"))
+    assert fast.encode("今天 今天 (foxdog", add_special_tokens=False).tokens[:2] == ["Ġä»Ĭå¤©"] * 2
+    assert fast.encode("(foxdog", add_special_tokens=False).tokens[-1] == "foxdog"
+
+
+def test_a_special_token_that_text_would_give_is_refused(
+    make_byte_level: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """`PAD` is a word like any other: once it has to stand in the vocabulary, ``ignore_merges`` would find it there."""
+    source = Path(shutil.copytree(make_byte_level("llama3"), tmp_path / "source"))
+    fast = Tokenizer.from_file(str(source / "tokenizer.json"))
+    fast.add_special_tokens(["PAD"])
+    fast.save(str(source / "tokenizer.json"))
+    with pytest.raises(InputError, match="'PAD' is written like a word"):
+        main(Settings(source, tmp_path / "target", _list(tmp_path, ["今天"])))
+    assert not (tmp_path / "target").exists()
 
 
 def test_what_to_do_about_pieces_that_cannot_be_joined(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ def _token(raw: bytes) -> str:
     ("raw", "torn", "name"),
     [
         ("你好".encode(), 0, "你好"),
-        (" the".encode(), 0, "▁the"),
+        (b" the", 0, "▁the"),
         ("你".encode()[:2], 1, "<0xE4><0xBD>"),
         ("你".encode()[1:], 2, "<0xBD><0xA0>"),
         ("你".encode()[1:] + "好".encode(), 2, "<0xBD><0xA0>好"),
