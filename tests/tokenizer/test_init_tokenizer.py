@@ -46,24 +46,25 @@ def test_the_whole_command(source: Path, pieces_file: Path, tmp_path: Path, caps
 
     account = json.loads((target / "expansion.json").read_text())
     assert account["counts"] == {
-        "listed": 11, "added": 5, "existing": 1, "repeated": 1, "refused": 4, "unreachable": 2,
+        "listed": 11, "added": 6, "existing": 1, "repeated": 1, "refused": 3, "left_out": 0, "intermediates": 3,
+        "ascii_only": 1,
     }  # fmt: skip
-    assert {item["piece"] for item in account["unreachable"]} == {"天气很好", "foxdog"}
-    assert [(item["line"], item["piece"]) for item in account["refused"]] == [
-        (8, ""), (9, "a b"), (10, "<s>"), (11, "今龘"),
-    ]  # fmt: skip
+    assert len(account["intermediates"]) == 3
+    assert account["intermediates"][0] == "龘"
+    assert [(item["line"], item["piece"]) for item in account["refused"]] == [(8, ""), (9, "a b"), (10, "<s>")]
     assert account["sample"]["after"]["tokens"] < account["sample"]["before"]["tokens"]
     assert "expand_tokens_file" in (target / "settings.yaml").read_text()
     printed = capsys.readouterr().out
-    assert "added        5" in printed
-    assert "unreachable  2" in printed
+    assert "added        6" in printed
+    assert "in between   3" in printed
+    assert "1 added pieces of ASCII alone ('foxdog'); --keep_identical" in printed
 
     base_size = load_encoder(source).num_tokens
     processor = SentencePieceProcessor(model_file=str(target / "tokenizer.model"))
     auto = AutoTokenizer.from_pretrained(target)
     assert processor.id_to_piece(base_size - 1) == "<pad>"
     assert auto.pad_token_id == load_tokenizer(target).pad_token_id == base_size - 1
-    assert len(auto) == len(processor) == account["num_tokens"] == base_size + 5
+    assert len(auto) == len(processor) == account["num_tokens"] == base_size + 9
     for text in ("今天天气很好", " leading space", "  two", "a  b", "the fox\n今天\t", "😀 x"):
         expected = [1, *processor.encode(text)]
         assert auto(text)["input_ids"] == expected
