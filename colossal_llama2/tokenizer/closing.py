@@ -18,6 +18,7 @@ from colossal_llama2.tokenizer.intermediates import fewest_intermediates
 from colossal_llama2.tokenizer.merges import Merges
 
 NO_HALVES: Final = "no two pieces join to it"
+NO_CHARACTER: Final = "which is not a piece itself"
 BEATEN: Final = "another merge comes first"
 NOT_ALLOWED: Final = "needs a piece in between that may not be added"
 
@@ -28,7 +29,7 @@ class Closed:
 
     Attributes:
         wanted: the pieces kept, as they were given.
-        intermediates: pieces added so that wanted ones can be built, shorter first.
+        intermediates: pieces added so that wanted ones can be built, characters first.
         merge_order: all of these in the order in which they are to be merged.
         raised: those that were given an earlier turn than the list gave them.
         left_out: wanted pieces that do not come out.
@@ -46,6 +47,9 @@ def close_merges(
 ) -> Closed:
     """Order the merges of new pieces, and add or leave out pieces, so that all that are left come out of their text.
 
+    A character that is no piece is the smallest piece in between: without it the characters of a word reach the merges
+    as bytes, or as nothing known.
+
     Args:
         base: the merges of the base.
         pieces: the wanted pieces, in the order in which they are to be merged.
@@ -57,19 +61,23 @@ def close_merges(
         wanted = [piece for piece in pieces if piece not in left_out]
         merges = base.copy()
         merges.append(wanted)
-        stuck = _stuck(merges, wanted)
-        raised = _raise(base, merges, wanted, stuck)
+        characters, dropped = _missing_characters(merges, wanted, policy, allows)
+        merges.append(characters)
+        raised: list[str] = []
         intermediates: list[str] = []
-        if policy == "close":
-            intermediates, dropped = _add_intermediates(merges, stuck, allows)
-        else:
-            dropped = [LeftOut(piece, _reason(base, merges, piece, parts)) for piece, parts in stuck.items()]
+        if not dropped:
+            stuck = _stuck(merges, wanted)
+            raised = _raise(base, merges, wanted, stuck)
+            if policy == "close":
+                intermediates, dropped = _add_intermediates(merges, stuck, allows)
+            else:
+                dropped = [LeftOut(piece, _reason(base, merges, piece, parts)) for piece, parts in stuck.items()]
         if not dropped:
             break
         # Without a piece, others that were built over it may no longer be, and less may be needed: from the start.
         left_out.update({item.piece: item for item in dropped})
     used = {made for piece in wanted for made in merges.run(piece)[1]} if intermediates else set()
-    intermediates = [piece for piece in intermediates if piece in used]
+    intermediates = characters + [piece for piece in intermediates if piece in used]
     return Closed(
         wanted=tuple(wanted),
         intermediates=tuple(intermediates),
@@ -77,6 +85,22 @@ def close_merges(
         raised=tuple(raised),
         left_out=tuple(item for piece in pieces if (item := left_out.get(piece))),
     )
+
+
+def _missing_characters(
+    merges: Merges, wanted: Sequence[str], policy: UnreachablePolicy, allows: Callable[[str], bool]
+) -> tuple[list[str], list[LeftOut]]:
+    """Return the characters that must be added, and the pieces that hold one that may not be."""
+    added: dict[str, None] = {}
+    dropped = []
+    for piece in wanted:
+        missing = [character for character in piece if character not in merges]
+        refused = [character for character in missing if policy != "close" or not allows(character)]
+        if refused:
+            dropped.append(LeftOut(piece, f"holds {refused[0]} (U+{ord(refused[0]):04X}), {NO_CHARACTER}"))
+        else:
+            added.update(dict.fromkeys(missing))
+    return list(added), dropped
 
 
 def _stuck(merges: Merges, pieces: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -25,6 +25,7 @@ from colossal_llama2.tokenizer.piece_expander import PieceExpander
 from colossal_llama2.tokenizer.piece_list import RefusedPiece, WantedPiece, read_piece_list
 
 _NAMED = 20
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def _require_pieces(pieces: Sequence[str], settings: Settings) -> None:
 
 
 def _say_what_is_odd(attempt: Attempt, documents: Documents | None) -> None:
-    if len(attempt.intermediates) * 2 > len(attempt.added):
+    if len(attempt.intermediates) > max(_MANY, len(attempt.added) // 2):
         cli.warn(
             f"{len(attempt.intermediates)} pieces in between for {len(attempt.added)} wanted ones, and each is a row "
             "of the embedding and of the output matrix; --unreachable drop leaves out what needs them"

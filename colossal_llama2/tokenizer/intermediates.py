@@ -11,8 +11,10 @@ from typing import Final
 _LONGEST: Final = 24
 """A word of more parts grows from one end instead: all trees of it would take time with the cube of its length."""
 _PASSES: Final = 10
+_WORTH_A_PASS: Final = 0.001
 _PREFERENCE: Final = 1e-3
 _TRIES: Final = 2000
+_MOST_WORDS: Final = 50
 _MOST_PARTS: Final = 6
 """A word of six parts has 42 trees, one of seven 132: a group with a longer word is not searched."""
 
@@ -38,9 +40,9 @@ def fewest_intermediates(
     One word alone is solved exactly unless it repeats itself: over all trees of it, what is known or chosen already
     costs nothing, anything else one piece. Which of many equal trees a word takes decides how much it shares with the
     others, so of two pieces the one that more words could use is preferred, and each word is solved again, knowing what
-    the others chose, until the number no longer falls. Then every group of words that could share pieces is searched for a smaller choice; the
-    result is the true minimum wherever that search ends within `_TRIES` steps; where many long words hang together
-    it does not, and the choice made before stands.
+    the others chose, until the number hardly falls. Then every group of words that could share pieces is searched
+    for a smaller choice. The result is the true minimum wherever that search ends within `_TRIES` steps; in a group of
+    more than `_MOST_WORDS` it is not begun, and the choice made before stands.
 
     Args:
         parts: for each word the parts it now ends as; at least two, joined they are the word.
@@ -79,11 +81,12 @@ class _Choice:
             for word, tree in list(self._trees.items()):
                 self._release(word)
                 self._take(word, self._cheapest_tree(word) or tree)
-            if len(self._uses) == before:
+            if len(self._uses) > (1 - _WORTH_A_PASS) * before:
                 break
         short = [word for word in self._trees if len(self._parts[word]) <= _MOST_PARTS]
         for group in _groups({word: self._unknown_texts(word) for word in short}):
-            self._search(group)
+            if len(group) <= _MOST_WORDS:
+                self._search(group)
         impossible = tuple(word for word in self._parts if word not in self._trees)
         return Intermediates(tuple(sorted(self._uses, key=lambda piece: (len(piece), piece))), impossible)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from colossal_llama2.tokenizer.closing import BEATEN, NO_HALVES, NOT_ALLOWED, close_merges
+from colossal_llama2.tokenizer.closing import BEATEN, NO_CHARACTER, NO_HALVES, NOT_ALLOWED, close_merges
 from colossal_llama2.tokenizer.merges import Merges
 from colossal_llama2.tokenizer.piece_model import parse_piece_model
 
@@ -76,3 +76,17 @@ def test_a_list_of_long_words_alone(base: Merges) -> None:
     # four for each of the first three; the last shares all but one of the first's
     assert len(closed.intermediates) == 12
     assert not close_merges(base, words, "drop", anything).wanted
+
+
+def test_characters_without_a_piece_are_added_or_cost_the_pieces_that_hold_them(base: Merges) -> None:
+    assert "龘" not in base
+    closed = close_merges(base, ["今龘", "今天龘龘", "靐"], "close", anything)
+    assert closed.wanted == ("今龘", "今天龘龘", "靐")
+    assert closed.intermediates[0] == "龘"
+    assert len(closed.intermediates) == 3
+    given = close_merges(base, ["今龘", "龘"], "drop", anything)
+    assert (given.wanted, given.intermediates) == (("今龘", "龘"), ())
+    for policy, allows in ("drop", anything), ("close", lambda text: text != "龘"):
+        closed = close_merges(base, ["今龘", "今大"], policy, allows)  # type: ignore[arg-type]
+        assert closed.wanted == ("今大",)
+        assert closed.left_out[0].reason == f"holds 龘 (U+9F98), {NO_CHARACTER}"
