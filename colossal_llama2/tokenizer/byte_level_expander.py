@@ -10,12 +10,12 @@ from typing import Any, Literal
 from colossal_llama2 import cli
 from colossal_llama2.tokenizer import loading
 from colossal_llama2.tokenizer.byte_level_closing import ClosedMerges, Rule, close_merges, merge_parts
-from colossal_llama2.tokenizer.byte_level_model import cut_by_merges, read_byte_level, to_letters
+from colossal_llama2.tokenizer.byte_level_model import add_named_tokens, cut_by_merges, read_byte_level, to_letters
 from colossal_llama2.tokenizer.byte_level_pieces import sort_byte_level
 from colossal_llama2.tokenizer.byte_level_proof import prove_expansion
 from colossal_llama2.tokenizer.byte_level_tokens import name_of, text_of
 from colossal_llama2.tokenizer.byte_level_writing import expanded_content, to_tokenizer, write_byte_level
-from colossal_llama2.tokenizer.encoder import FastEncoder, Vocabulary
+from colossal_llama2.tokenizer.encoder import FastEncoder, Vocabulary, set_parallelism
 from colossal_llama2.tokenizer.expander import Attempt, Expander, LeftOut, MergeOrder, UnreachablePolicy
 from colossal_llama2.tokenizer.folder import JSON_FILE, TokenizerFolder
 from colossal_llama2.tokenizer.piece_list import SortedPieces, WantedPiece
@@ -32,11 +32,12 @@ class ByteLevelExpander(Expander):
             InputError: it is no byte-level BPE, or its ids have gaps.
         """
         self._source = source
-        self._model = read_byte_level(loading.read_fast(source), source.path)
+        self._model = read_byte_level(add_named_tokens(loading.read_fast(source), source), source.path)
         self._cuts: dict[str, tuple[str, ...]] = {}
         self._torn: dict[str, str] = {}
         self.num_base = self._model.num_tokens
-        self.before = loading.load_encoder(source.path, len(os.sched_getaffinity(0)))
+        set_parallelism(len(os.sched_getaffinity(0)))
+        self.before = _encoder_of(self._model.content)
 
     def sort(self, wanted: Sequence[WantedPiece]) -> SortedPieces:
         """Hold the list against the source: new, existing, repeated, refused with a reason."""

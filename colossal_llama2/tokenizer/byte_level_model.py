@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.tokenizer.folder import MODEL_FILE
+from colossal_llama2.tokenizer.folder import JSON_FILE, MODEL_FILE, MarkerToken, TokenizerFolder
 
 Merge = tuple[str, str]
 
@@ -29,8 +29,11 @@ _BYTES: Final = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
 def to_letters(text: str) -> str:
-    """Write a text as a byte-level vocabulary does: one letter a byte of its UTF-8."""
-    return "".join(LETTERS[byte] for byte in text.encode())
+    """Write a text as a byte-level vocabulary does: one letter a byte of its UTF-8.
+
+    Half a surrogate pair, which no text holds, gets the three bytes it would have.
+    """
+    return "".join(LETTERS[byte] for byte in text.encode("utf-8", "surrogatepass"))
 
 
 def to_bytes(letters: str) -> bytes:
@@ -43,7 +46,7 @@ class ByteLevelModel:
     """A byte-level BPE tokenizer, read and found fit to be expanded.
 
     Attributes:
-        fast: the tokenizer itself.
+        fast: the tokenizer itself, without truncation and padding.
         content: its ``tokenizer.json`` as `tokenizers` writes it.
         vocab: token to id, of the learned tokens and of those added tokens that have an id among them.
         added: every added token, by id.
@@ -86,6 +89,8 @@ def read_byte_level(fast: Tokenizer, path: Path) -> ByteLevelModel:
             plain text would give once it stands in the vocabulary.
     """
     content = json.loads(fast.to_str())
+    fast.no_truncation()
+    fast.no_padding()
     objection = _objection(content)
     if objection:
         raise InputError(objection, path=path, remedy=f"give a byte-level BPE tokenizer, or one with a {MODEL_FILE}")
@@ -102,6 +107,39 @@ def read_byte_level(fast: Tokenizer, path: Path) -> ByteLevelModel:
     model = ByteLevelModel(fast, content, vocab, added, len(set(vocab.values()) | set(added)))
     _refuse_words(model, path)
     return model
+
+
+def add_named_tokens(fast: Tokenizer, folder: TokenizerFolder) -> Tokenizer:
+    """Add the tokens that a folder's settings name and its ``tokenizer.json`` lacks, as transformers does on load.
+
+    Raises:
+        InputError: the two give a token different ids, or the ids leave a gap.
+    """
+    named = [MarkerToken(-1, content) for content in (*folder.special_tokens.values(), *folder.extra_special_tokens)]
+    for token in (*folder.added_tokens.values(), *named):
+        index = fast.token_to_id(token.content)
+        if index is None:
+            fast.add_tokens([as_added_token(token)])
+            index = fast.token_to_id(token.content)
+        if token.id not in (-1, index):
+            raise InputError(
+                f"the settings give the token {token.content!r} the id {token.id}, {JSON_FILE} gives it {index}",
+                path=folder.path,
+                remedy="give a folder whose files belong together, its tokens numbered without a gap",
+            )
+    return fast
+
+
+def as_added_token(token: MarkerToken) -> AddedToken:
+    """Write a token of the settings as `tokenizers` takes it."""
+    return AddedToken(
+        token.content,
+        special=token.special,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+        normalized=token.normalized,
+    )
 
 
 def parts_of(content: Any, kind: str) -> list[dict[str, Any]]:

@@ -27,14 +27,14 @@ def sort_byte_level(wanted: Iterable[WantedPiece], model: ByteLevelModel, marker
     new, existing, repeated, refused = [], [], [], []
     for item in wanted:
         reason = _objection(item.piece, model, texts)
-        letters = to_letters(as_text(item.piece)) if not reason else ""
+        letters = to_letters(as_text(item.piece))
         if item.piece in seen:
             repeated.append(item.piece)
+        elif letters in model.vocab and letters not in written and " " not in item.piece:
+            existing.append(item.piece)
         elif reason or letters in written:
             reason = reason or "is written in bytes as an added token is in letters"
             refused.append(RefusedPiece(item.piece, item.line, reason))
-        elif letters in model.vocab:
-            existing.append(item.piece)
         else:
             new.append(item.piece)
         seen.add(item.piece)

@@ -97,6 +97,8 @@ def prove_expansion(
         InputError: an id moved, a piece does not come out, or two ways of encoding differ on a text, which is quoted.
     """
     expanded = Tokenizer.from_file(str(target / JSON_FILE))
+    expanded.no_truncation()
+    expanded.no_padding()
     merges = new_merges(model, closed)
     _check_ids(model, expanded, merges)
     _check_pieces(expanded, pieces)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.tokenizer.byte_level_model import add_named_tokens
 from colossal_llama2.tokenizer.encoder import EncodedTexts
 from colossal_llama2.tokenizer.folder import JSON_FILE, MODEL_FILE, TokenizerFolder, read_folder
 from colossal_llama2.tokenizer.loading import read_fast, read_model, tokens_beyond
@@ -83,7 +84,7 @@ def _pieces_extension(base: TokenizerFolder, extended: TokenizerFolder) -> Exten
 
 
 def _json_extension(base: TokenizerFolder, extended: TokenizerFolder) -> Extension:
-    base_fast, extended_fast = read_fast(base), read_fast(extended)
+    base_fast, extended_fast = (add_named_tokens(read_fast(folder), folder) for folder in (base, extended))
     base_json, extended_json = json.loads(base_fast.to_str()), json.loads(extended_fast.to_str())
     for what in ("normalizer", "pre_tokenizer"):
         if base_json[what] != extended_json[what]:

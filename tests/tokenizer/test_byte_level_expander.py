@@ -229,10 +229,19 @@ def test_old_text_is_kept_where_that_is_asked(
         assert after.encode([text]).ids.tolist() == before.encode([text]).ids.tolist()
 
     any_text_of_these_characters_too()
+
+
+def test_what_to_do_about_pieces_that_change_old_text(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:
+    source, sample = make_byte_level("llama3"), _file(tmp_path, OLD)
+    pieces = _list(tmp_path, ["今天", "foxdog", "—"])
+    asked = Settings(source, tmp_path / "target", pieces, keep_identical=(sample,))
     with pytest.raises(InputError, match="would change old text"):
-        main(replace(asked, target_tokenizer_dir=tmp_path / "other", on_change="error"))
-    main(replace(asked, target_tokenizer_dir=tmp_path / "allowed", on_change="allow"))
-    assert _account(tmp_path / "allowed")["counts"]["added"] > account["counts"]["added"]
+        main(replace(asked, on_change="error"))
+    assert not (tmp_path / "target").exists()
+    main(replace(asked, on_change="allow"))
+    account = _account(tmp_path / "target")
+    assert account["counts"]["added"] == 3
+    assert account["old_text"]["changed"] > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -271,6 +280,38 @@ def test_a_prefixed_space_is_the_bases_own_affair(make_byte_level: Callable[[str
     fast = Tokenizer.from_file(str(tmp_path / "target" / "tokenizer.json"))
     assert fast.encode("今天 今天 (foxdog", add_special_tokens=False).tokens[:2] == ["Ġä»Ĭå¤©"] * 2
     assert fast.encode("(foxdog", add_special_tokens=False).tokens[-1] == "foxdog"
+
+
+def test_tokens_that_only_the_settings_name_keep_their_ids(
+    make_byte_level: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(make_byte_level("qwen"), tmp_path / "source"))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    size = len(_tokens(source))
+    config["added_tokens_decoder"][str(size)] = {"content": "<tool>", "special": False}
+    (source / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "<pad>"}))
+    main(Settings(source, tmp_path / "target", _list(tmp_path, ["今天"])))
+    before, after = load_tokenizer(source), AutoTokenizer.from_pretrained(tmp_path / "target")
+    for token, index in (("<tool>", size), ("<pad>", size + 1)):
+        assert before.convert_tokens_to_ids(token) == after.convert_tokens_to_ids(token) == index
+    assert after.pad_token_id == size + 1
+    assert after("x <tool>")["input_ids"] == before("x <tool>")["input_ids"]
+    assert after("今天")["input_ids"] == [size + 2]
+    assert read_extension(source, tmp_path / "target").num_base == size + 2
+    config["added_tokens_decoder"][str(size + 5)] = {"content": "<far>", "special": False}
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"'<far>' the id {size + 5}, tokenizer.json gives it {size + 1}"):
+        main(Settings(source, tmp_path / "other", _list(tmp_path, ["今天"])))
+
+
+def test_truncation_in_the_file_stays_there(make_byte_level: Callable[[str], Path], tmp_path: Path) -> None:
+    source = Path(shutil.copytree(make_byte_level("llama3"), tmp_path / "source"))
+    fast = Tokenizer.from_file(str(source / "tokenizer.json"))
+    fast.enable_truncation(4)
+    fast.save(str(source / "tokenizer.json"))
+    main(Settings(source, tmp_path / "target", _list(tmp_path, ["今天天气"])))
+    written = Tokenizer.from_file(str(tmp_path / "target" / "tokenizer.json"))
+    assert written.truncation == fast.truncation
 
 
 def test_a_special_token_that_text_would_give_is_refused(

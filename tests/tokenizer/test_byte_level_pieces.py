@@ -24,19 +24,19 @@ def sort(make_byte_level: Callable[[str], Path]) -> Callable[..., SortedPieces]:
 
 
 def test_every_line_is_somewhere_and_the_mark_is_a_space(sort: Callable[..., SortedPieces]) -> None:
-    pieces = sort("llama3", "今天", "▁the", "▁今天", "今天", "the", "ab", "", "a b")
+    pieces = sort("llama3", "今天", "▁the", "▁今天", "今天", "the", "▁", "ab", "", "a b", " the")
     assert pieces.new == ("今天", "▁今天", "ab")
-    assert pieces.existing == ("▁the", "the")
+    assert pieces.existing == ("▁the", "the", "▁")
     assert pieces.repeated == ("今天",)
-    assert [(piece.line, piece.piece) for piece in pieces.refused] == [(7, ""), (8, "a b")]
+    assert [(piece.line, piece.piece) for piece in pieces.refused] == [(8, ""), (9, "a b"), (10, " the")]
 
 
 @pytest.mark.parametrize(
     ("family", "piece", "reason"),
     [
         ("llama3", "", "empty"),
-        ("llama3", "▁", "whitespace only"),
-        ("llama3", "▁▁▁", "whitespace only"),
+        ("llama3", " ", "whitespace only"),
+        ("llama3", "▁▁▁▁▁▁▁▁▁", "whitespace only"),
         ("llama3", "\u3000", "whitespace only"),
         ("llama3", "a b", "holds a space, which a piece writes as ▁"),
         ("llama3", " 今天", "holds a space, which a piece writes as ▁"),
