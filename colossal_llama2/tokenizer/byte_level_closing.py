@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 from colossal_llama2.tokenizer.byte_level_model import Merge
 from colossal_llama2.tokenizer.byte_level_tokens import may_stand, torn_ends
@@ -112,8 +112,10 @@ class _Closer:
     made: dict[str, None] = field(default_factory=dict)
     missing: Counter[str] = field(default_factory=Counter)
 
-    def close(self) -> ClosedMerges:
+    def __post_init__(self) -> None:
         self._open = dict.fromkeys(self.wanted)  # wanted and not given up
+
+    def close(self) -> ClosedMerges:
         left_out: dict[str, str] = {}
         for token, parts in self.wanted.items():
             reason = self._reach(parts)
@@ -126,14 +128,18 @@ class _Closer:
     def _reach(self, parts: Sequence[str]) -> str | None:
         """Add merges until a token comes out of its parts; return why it does not, having added none."""
         current = merge_parts(parts, self.ranks)
-        if len(current) > 1 and self._first_merge(current, self.rule) is None:
-            return self._reason(current)
         self._note_missing(current)
+        merges, tokens = len(self.ranks), len(self.made)
         while len(current) > 1:
             merge = self._first_merge(current, self.rule)
-            assert merge is not None, "what was possible stays possible"
+            # A merge takes every such pair, so a part that stands twice can be lost to the tree that was planned.
+            if merge is None:
+                reason = self._reason(current)
+                _shorten(self.ranks, merges)
+                _shorten(self.made, tokens)
+                return reason
             self.ranks[merge] = len(self.ranks)
-            self.made[merge[0] + merge[1]] = None
+            self.made.setdefault(merge[0] + merge[1])
             current = merge_parts(current, self.ranks)
         return None
 
@@ -204,3 +210,9 @@ class _Closer:
         } - {"".join(parts)}
         candidates = [token for token in spans if token not in self._open and token not in self.made]
         self.missing.update(candidates)
+
+
+def _shorten(items: dict[Any, Any], length: int) -> None:
+    """Take back what was put into a dictionary last."""
+    while len(items) > length:
+        items.popitem()

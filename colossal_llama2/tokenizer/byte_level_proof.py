@@ -119,8 +119,8 @@ def prove_expansion(
 def _random_texts(pieces: Sequence[str], model: ByteLevelModel) -> Iterator[str]:
     """Yield random strings of old tokens and pieces."""
     generator = random.Random(0)
-    added = list(model.added.values())
-    old = [to_bytes(token).decode("utf-8", "ignore") for token in model.vocab.keys() - set(added)]
+    added, markers = list(model.added.values()), set(model.added.values())
+    old = [to_bytes(token).decode("utf-8", "ignore") for token in model.vocab if token not in markers]
     glue = ["", "", "", "", " ", "  ", "\n", "。", "😀", "x", "7", *added[:3]]
     for _ in range(_NUM_RANDOM):
         parts = generator.choices(old, k=10) + generator.choices(pieces or old, k=10)

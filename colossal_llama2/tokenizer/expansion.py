@@ -117,7 +117,7 @@ class Expansion:
         beyond = len(old.characters) - sum(character.isascii() for character in old.characters)
         yield (
             f"old text     {old.num_documents - changes.changed} of {old.num_documents} documents as before; "
-            f"{changes.longer} got more tokens"
+            f"{changes.longer} got more tokens; letters of {', '.join(old.old_scripts)}"
         )
         if self.policy.get("on_change") == "allow":
             yield f"             {len(self.kept.changing)} pieces change it{_shown(map(_change, self.kept.changing))}"

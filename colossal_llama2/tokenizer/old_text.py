@@ -52,6 +52,11 @@ class OldText:
     num_documents: int
     num_mixed: int
 
+    @property
+    def old_scripts(self) -> list[str]:
+        """The scripts the sample is written in, stray letters aside."""
+        return [name for name, share in self.scripts.items() if share >= SCRIPT_SHARE]
+
     def covers(self, text: str) -> bool:
         """Tell whether a text is written with old characters alone: a piece of it could stand in any old text."""
         return self.characters.issuperset(text)
@@ -86,7 +91,8 @@ class Kept:
         attempt: the expansion.
         old: what is held to its tokens.
         changes: what still changes; nothing but with `allow`.
-        changing: wanted pieces that change old text, or could; left out, or with `allow` kept and listed.
+        changing: wanted pieces that change old text, or could, and were left out; with `allow` all pieces that do or
+            could, in between or wanted, which were kept.
         banned: intermediate pieces that had to be done without for the same reason.
     """
 

@@ -77,7 +77,7 @@ def test_account_of_old_text(tmp_path: Path) -> None:
     assert content["characters_beyond_ascii"] == "é"
     assert [item["piece"] for item in content["changing"]] == ["10"]
     printed = "\n".join(expansion.lines())
-    assert "7 of 7 documents as before; 0 got more tokens" in printed
+    assert "7 of 7 documents as before; 0 got more tokens; letters of LATIN" in printed
     assert "any other text of ASCII and 1 more characters" in printed
     assert "2 documents hold letters of CJK too and were not held to it: 2 changed" in printed
     allowed = account(
