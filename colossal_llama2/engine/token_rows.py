@@ -49,7 +49,10 @@ class Run:
             some = part.of_rows(range(row, min(row + at_once, -(-end // self.width))))
             before = some.offset - row * self.width
             after = -(before + len(some.values)) % self.width
-            yield row, functional.pad(some.values.float(), (before, after)).view(-1, self.width)
+            values = some.values.float()
+            if before or after:
+                values = functional.pad(values, (before, after))
+            yield row, values.view(-1, self.width)
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,11 @@ class Flatness:
     total: float
 
     def __str__(self) -> str:
+        way = "rose" if self.fall < 0 else "fell"
+        figures = f"the loss {way} by {abs(self.fall):.4f} nats (fell by {self.at_most:.4f} at most)"
         if self.window == self.steps:
-            return f"in {self.steps} steps the loss fell by {self.fall:.4f} nats (at most {self.at_most:.4f})"
-        return (
-            f"in the last {self.window} of {self.steps} steps the loss fell by {self.fall:.4f} nats (at most "
-            f"{self.at_most:.4f}), of {self.total:.4f} in all"
-        )
+            return f"in {self.steps} steps {figures}"
+        return f"in the last {self.window} of {self.steps} steps {figures}, of {self.total:.4f} in all"
 
 
 @dataclass
