@@ -39,8 +39,13 @@ class Run:
         end = max(min(rows.stop * self.width, self.offset + len(self.values)), begin)
         return Run(begin, self.values[begin - self.offset : end - self.offset], self.width)
 
-    def blocks(self, rows: range) -> Iterator[tuple[int, torch.Tensor]]:
-        """Yield (number of the first row, [n, width] in fp32) of some rows, zeros where a row goes on elsewhere."""
+    def blocks(self, rows: range, device: torch.device | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (number of the first row, [n, width] in fp32) of some rows, zeros where a row goes on elsewhere.
+
+        Args:
+            rows: which.
+            device: where the blocks are to be, if not where the run is.
+        """
         part = self.of_rows(rows)
         end, at_once = part.offset + len(part.values), max(_ELEMENTS_AT_ONCE // self.width, 1)
         if part.offset == end:
@@ -49,7 +54,7 @@ class Run:
             some = part.of_rows(range(row, min(row + at_once, -(-end // self.width))))
             before = some.offset - row * self.width
             after = -(before + len(some.values)) % self.width
-            values = some.values.float()
+            values = some.values.to(device or some.values.device).float()  # in this order: half as much to move
             if before or after:
                 values = functional.pad(values, (before, after))
             yield row, values.view(-1, self.width)
@@ -107,8 +112,7 @@ def comparison(run: Run, start: Run, rows: range) -> torch.Tensor:
         far as the runs have it.
     """
     sums = torch.zeros(len(rows), 4, dtype=torch.float64)
-    for (row, now), (_, then) in zip(run.blocks(rows), start.blocks(rows), strict=True):
-        then = then.to(now.device)
+    for (row, now), (_, then) in zip(run.blocks(rows), start.blocks(rows, run.values.device), strict=True):
         columns = (now.square(), now * then, then.square(), (now - then).square())
         _place(rows, row, torch.stack([column.sum(1) for column in columns], 1), sums)
     return sums
