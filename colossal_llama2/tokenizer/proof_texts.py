@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -33,8 +34,8 @@ def proof_texts(
     """Yield odd texts, every piece in frames, contests between merges, and random strings of pieces and of Unicode.
 
     A contest is the text of a merge (a, b) and a further piece that b, or a, would rather be merged with; where two
-    such merges have changed places, it comes out otherwise. Every merge stands in one from its left and one from its
-    right, drawn at random from those there are.
+    such merges have changed places, it comes out otherwise. On either side every merge meets the two nearest to it in
+    rank and one drawn at random.
 
     Args:
         pieces: texts of the vocabulary's pieces.
@@ -74,23 +75,30 @@ def large_texts(pieces: Sequence[str], seed: int = 0) -> list[str]:
 
 def _contests(merges: Sequence[tuple[str, str]], generator: random.Random) -> Iterator[str]:
     """Yield texts of contests, many in a text."""
-    begins: dict[str, list[str]] = defaultdict(list)
-    ends: dict[str, list[str]] = defaultdict(list)
-    for left, right in merges:
-        begins[left].append(right)
-        ends[right].append(left)
-    found = (text for left, right in merges for text in _contests_of(left, right, begins, ends, generator))
+    begins: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    ends: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for rank, (left, right) in enumerate(merges):
+        begins[left].append((rank, right))
+        ends[right].append((rank, left))
+    found = (
+        text
+        for rank, (left, right) in enumerate(merges)
+        for text in (
+            *(left + right + further for further in _rivals(begins.get(right, ()), rank, generator)),
+            *(further + left + right for further in _rivals(ends.get(left, ()), rank, generator)),
+        )
+    )
     while batch := list(islice(found, _CONTESTS_A_TEXT)):
         yield "\n".join(batch)
 
 
-def _contests_of(
-    left: str, right: str, begins: dict[str, list[str]], ends: dict[str, list[str]], generator: random.Random
-) -> Iterator[str]:
-    if right in begins:
-        yield left + right + generator.choice(begins[right])
-    if left in ends:
-        yield generator.choice(ends[left]) + left + right
+def _rivals(merges: Sequence[tuple[int, str]], rank: int, generator: random.Random) -> Iterator[str]:
+    """Yield the pieces of the merge before and the merge behind a rank, and of one drawn from them all."""
+    place = bisect(merges, (rank, ""))
+    nearest = {merges[other][1] for other in (place - 1, place) if 0 <= other < len(merges)}
+    yield from sorted(nearest)
+    if len(merges) > len(nearest):
+        yield generator.choice(merges)[1]
 
 
 def _random_letters(generator: random.Random, count: int) -> Iterator[str]:
