@@ -21,7 +21,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import iterate_lines
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import read_folder
-from colossal_llama2.tokenizer.loading import Encoder, load_encoder
+from colossal_llama2.tokenizer.loading import Encoder, EncoderKind, load_encoder
 
 LAYOUT = 3
 _BATCH_CHARACTERS = 1 << 21
@@ -51,12 +51,23 @@ class Refusal:
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """What a worker needs to encode shards; `tokenizer_key` is that of the folder, see there."""
+    """What a worker needs to encode shards.
+
+    Attributes:
+        tokenizer_dir: the tokenizer.
+        tokenizer_key: see the function of that name.
+        cache_dir: where encoded shards are kept.
+        skip_bad_records: pass over a line that is not a record.
+        encoder_kind: which encoder does the work; all give the same tokens, so no cache is keyed by it.
+        proof: see `load_encoder`.
+    """
 
     tokenizer_dir: Path
     tokenizer_key: str
     cache_dir: Path
     skip_bad_records: bool
+    encoder_kind: EncoderKind = "reference"
+    proof: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,9 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     if found is not None:
         return found
     records, refused = _parse(shard, lines, job.skip_bad_records)
-    tokens, documents, categories = _encode(records, _encoder(job.tokenizer_dir, job.tokenizer_key))
+    tokens, documents, categories = _encode(
+        records, _encoder(job.tokenizer_dir, job.tokenizer_key, job.encoder_kind, job.proof)
+    )
     content = {"content_hash": digest, "categories": categories, "refused": refused}
     try:
         with whole_directory(folder, overwrite=True) as work:
@@ -241,13 +254,13 @@ def _checksums(tokens: npt.NDArray[Any], documents: npt.NDArray[Any], content: d
 
 
 @lru_cache(maxsize=1)
-def _encoder(tokenizer_dir: Path, expected_key: str) -> Encoder:
+def _encoder(tokenizer_dir: Path, expected_key: str, kind: EncoderKind, proof: str | None) -> Encoder:
     """Load the tokenizer once a worker process.
 
     Raises:
         InputError: the folder has changed since the command began.
     """
-    encoder = load_encoder(tokenizer_dir)
+    encoder = load_encoder(tokenizer_dir, kind=kind, proof=proof)
     if tokenizer_key(tokenizer_dir, encoder) != expected_key:
         raise InputError("was changed while the corpus was being encoded", path=tokenizer_dir, remedy="start again")
     return encoder

@@ -28,8 +28,9 @@ from colossal_llama2.dataset.planning import BucketJob, build_rows, gather, plan
 from colossal_llama2.dataset.workers import run_all, worker_pool
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
-from colossal_llama2.tokenizer.loading import Encoder, load_encoder
+from colossal_llama2.tokenizer.loading import Encoder, EncoderKind, load_encoder
 
+_WORTH_LOADING = 64 << 20  # bytes; below, loading and proving gigatoken takes longer than encoding without it
 MAX_BINS = 100_000
 MAX_LENGTH = 1 << 22  # a block of rows is addressed with 32 bits
 
@@ -60,6 +61,9 @@ class PrepareSettings:
     """Decides the order of rows inside a bucket."""
     num_workers: int = 0
     """Worker processes; 0 takes one a processor. The output does not depend on it."""
+    encoder: EncoderKind = "auto"
+    """What makes tokens of text: the tokenizer's reference library, gigatoken where that is proved to give the same,
+    or auto: gigatoken where it is worth loading. The output does not depend on it."""
     bad_records: Literal["error", "skip"] = "error"
     """What to do with a line that is not a record: stop and name it, or pass it over and list it in the ledger."""
     overwrite: bool = False
@@ -115,8 +119,8 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
     entries = cli.comma_separated(settings.data_input_dirs)
     if not entries:
         raise InputError("--data_input_dirs names nothing", remedy="name folders or jsonl files, separated by commas")
-    encoder = load_encoder(settings.tokenizer_dir)
     files, ignored = find_inputs(entries)
+    encoder = load_encoder(settings.tokenizer_dir, kind=_encoder_kind(settings, files))
     for folder in (settings.data_arrow_output_dir, settings.data_jsonl_output_dir):
         refuse_existing(folder, settings.overwrite)
     _refuse_nested(settings, entries)
@@ -127,6 +131,13 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
             remedy="name eos_token in its tokenizer_config.json",
         )
     return files, ignored, encoder
+
+
+def _encoder_kind(settings: PrepareSettings, files: Sequence[InputFile]) -> EncoderKind:
+    """Load gigatoken, in every worker, only for a corpus that takes longer to encode without it."""
+    if settings.encoder == "auto" and sum(file.num_bytes for file in files) < _WORTH_LOADING:
+        return "reference"
+    return settings.encoder
 
 
 def _warn(ignored: Sequence[str], encoder: Encoder) -> None:
@@ -171,6 +182,8 @@ def _encode(
         tokenizer_key(settings.tokenizer_dir, encoder),
         cache_dir,
         settings.bad_records == "skip",
+        "reference" if encoder.proof is None else "auto",
+        encoder.proof,
     )
     return run_all(pool, partial(encode_shard, job=job), shards, "encoding")
 
