@@ -129,7 +129,7 @@ def distill(start: Start, options: DistillOptions) -> tuple[NewRows, list[str]]:
     )
     run = Distillation(model, start.extension.num_base, rows, plan)
     cli.say(f"distilling   {len(snippets.rows)} snippets of {snippets.texts} texts, on {model.device}")
-    reports = _followed(run.run(snippets.rows, OldTokens(start.extension), _document_start(encoder, start)), plan)
+    reports = _followed(run.run(snippets, OldTokens(start.extension), _document_start(encoder, start)), plan)
     done = NewRows(
         rows.inputs.cpu(),
         rows.outputs.cpu(),

@@ -20,7 +20,7 @@ from torch.nn import functional
 from colossal_llama2.model.frozen_model import FrozenModel
 from colossal_llama2.model.new_rows import spread
 from colossal_llama2.model.row_adam import RowAdam
-from colossal_llama2.model.snippets import Ids, OldTokens
+from colossal_llama2.model.snippets import Ids, OldTokens, Snippets, in_batches
 
 _WARMUP_SHARE = 0.05
 
@@ -120,10 +120,10 @@ class Distillation:
         self._input_adam, self._output_adam = RowAdam(rows.inputs), RowAdam(rows.outputs)
         self.met = torch.zeros(len(rows.inputs), dtype=torch.bool, device=model.device)
 
-    def run(self, snippets: list[Ids], old: OldTokens, bos: int) -> Iterator[StepReport]:
+    def run(self, snippets: Snippets, old: OldTokens, bos: int) -> Iterator[StepReport]:
         """Go through the snippets, shuffled, again and again until the steps or the time is spent."""
         started, plan = time.monotonic(), self._plan
-        for step, some in enumerate(_batches(snippets, plan), 1):
+        for step, some in enumerate(in_batches(snippets, plan.steps, plan.batch_size, plan.seed), 1):
             share = (step - 1) / plan.steps
             if plan.seconds is not None:
                 share = max(share, (time.monotonic() - started) / plan.seconds)
@@ -196,18 +196,6 @@ def lay_out(snippets: list[Ids], old: OldTokens, num_base: int, bos: int) -> Bat
         inside[index, : len(row) + 1] = True
     counted = inside & (np.maximum.accumulate(new >= num_base, axis=1))
     return Batch(*(torch.from_numpy(array) for array in (new, olds, places, counted, inside)))
-
-
-def _batches(snippets: list[Ids], plan: Plan) -> Iterator[list[Ids]]:
-    """Yield the batches of `plan.steps` steps; if not all snippets can be used, the first ones are."""
-    order = np.random.default_rng(plan.seed)
-    wanted = plan.steps * plan.batch_size
-    queue: list[int] = []
-    for _ in range(plan.steps):
-        while len(queue) < plan.batch_size:
-            queue += order.permutation(min(wanted, len(snippets))).tolist()
-        yield [snippets[index] for index in queue[: plan.batch_size]]
-        del queue[: plan.batch_size]
 
 
 def _schedule(share: float) -> float:

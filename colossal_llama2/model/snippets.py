@@ -22,15 +22,18 @@ _CHARACTERS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class Snippets:
-    """Snippets as new tokens; those that show a token for the first time come first, then for the second ...
+    """Snippets in new tokens, as they were read.
 
     Attributes:
         rows: the snippets, without bos.
+        levels: [len(rows)] int64, how often the rarest new token of each stood in those read before it: 0 for one that
+            shows a token for the first time.
         occurrences: [N] int64, how often each new token stands in them.
         texts: documents read.
     """
 
     rows: list[Ids]
+    levels: npt.NDArray[np.int64]
     occurrences: npt.NDArray[np.int64]
     texts: int
 
@@ -76,7 +79,8 @@ def choose_snippets(
     """
     old = OldTokens(extension)
     count = np.zeros(extension.num_tokens - extension.num_base, dtype=np.int64)
-    rows: list[tuple[int, Ids]] = []
+    rows: list[Ids] = []
+    levels: list[int] = []
     texts = 0
     for batch in _batches(files):
         encoded = encoder.encode(batch)
@@ -86,7 +90,8 @@ def choose_snippets(
                 new = row[row >= extension.num_base] - extension.num_base
                 level = int(count[new].min()) if len(new) else enough
                 if level < enough:
-                    rows.append((level, row.copy()))
+                    rows.append(row.copy())
+                    levels.append(level)
                     np.add.at(count, new, 1)
         if len(count) and count.min() >= enough:
             break
@@ -94,8 +99,24 @@ def choose_snippets(
         raise InputError(
             "holds none of the new tokens", path=files[0], remedy="give text of the language they were added for"
         )
-    rows.sort(key=lambda row: row[0])  # stable: within a level as they were read
-    return Snippets([row for _, row in rows], count, texts)
+    return Snippets(rows, np.array(levels), count, texts)
+
+
+def in_batches(snippets: Snippets, steps: int, batch_size: int, seed: int) -> Iterator[list[Ids]]:
+    """Yield the batches of some steps, shuffled anew whenever all have been used.
+
+    If not all snippets can be used, those are that show a token for the first time, then for the second ...; of a level
+    that does not fit as a whole, some by chance.
+    """
+    draw = np.random.default_rng(seed)
+    order = draw.permutation(len(snippets.rows))
+    chosen = order[np.argsort(snippets.levels[order], kind="stable")][: steps * batch_size]
+    queue: list[int] = []
+    for _ in range(steps):
+        while len(queue) < batch_size:
+            queue += draw.permutation(chosen).tolist()
+        yield [snippets.rows[index] for index in queue[:batch_size]]
+        del queue[:batch_size]
 
 
 def _windows(ids: Ids, old: OldTokens, longest: int) -> Iterator[Ids]:

@@ -18,7 +18,7 @@ from colossal_llama2.model.distilled_rows import DistillOptions, Start, distill
 from colossal_llama2.model.distilling import Distillation, NewRows, Plan, lay_out
 from colossal_llama2.model.frozen_model import FrozenModel
 from colossal_llama2.model.new_rows import averages
-from colossal_llama2.model.snippets import OldTokens
+from colossal_llama2.model.snippets import OldTokens, Snippets
 from colossal_llama2.tokenizer.extension import Extension, read_extension
 from colossal_llama2.tokenizer.loading import load_encoder
 
@@ -43,6 +43,10 @@ def first_rows(model: FrozenModel, extension: Extension, **learn: bool) -> NewRo
     return NewRows(
         inputs, inputs if model.tied else outputs, None, **{"learn_inputs": True, "learn_outputs": True, **learn}
     )
+
+
+def as_read(rows: list[np.ndarray]) -> Snippets:
+    return Snippets(rows, np.zeros(len(rows), dtype=np.int64), np.zeros(NUM_NEW, dtype=np.int64), len(rows))
 
 
 PLAN = Plan(steps=30, seconds=None, batch_size=4, lr=0.05, layer=None, seed=0)
@@ -132,7 +136,7 @@ def test_states_come_closer_and_nothing_else_moves(
     rows = first_rows(model, extension)
     start = rows.inputs.clone(), rows.outputs.clone()
     plan = Plan(**{**vars(PLAN), "layer": layer})
-    reports = list(Distillation(model, extension.num_base, rows, plan).run(snippets, OldTokens(extension), 1))
+    reports = list(Distillation(model, extension.num_base, rows, plan).run(as_read(snippets), OldTokens(extension), 1))
     assert [report.step for report in reports] == list(range(1, 31))
     distances, losses = [r.distance or 0.0 for r in reports], [r.loss or 0.0 for r in reports]
     assert sum(distances[-5:]) < 0.9 * sum(distances[:5])
@@ -151,7 +155,9 @@ def test_what_is_not_to_learn_stays(
     for learn in ("learn_inputs", "learn_outputs"):
         rows = first_rows(model, extension, **{learn: False})
         start = rows.inputs.clone(), rows.outputs.clone()
-        reports = list(Distillation(model, extension.num_base, rows, PLAN).run(snippets, OldTokens(extension), 1))
+        reports = list(
+            Distillation(model, extension.num_base, rows, PLAN).run(as_read(snippets), OldTokens(extension), 1)
+        )
         still = [torch.equal(rows.inputs, start[0]), torch.equal(rows.outputs, start[1])]
         assert still == ([True, False] if learn == "learn_inputs" else [False, True])
         assert (reports[0].distance is None) == (learn == "learn_inputs")
@@ -169,20 +175,8 @@ def test_steps_and_time_end_it(
     monkeypatch.setattr(distilling.time, "monotonic", lambda: float(next(clock)))
     plan = Plan(**{**vars(PLAN), "seconds": 10.0, "steps": 500})
     rows = first_rows(model, extension)
-    reports = list(Distillation(model, extension.num_base, rows, plan).run(snippets, OldTokens(extension), 1))
+    reports = list(Distillation(model, extension.num_base, rows, plan).run(as_read(snippets), OldTokens(extension), 1))
     assert [report.share for report in reports] == [i / 10 for i in range(1, 10)]
-
-
-def test_the_first_snippets_are_used_when_not_all_can_be() -> None:
-    snippets = [np.full(1, number, dtype=np.int32) for number in range(10)]
-    plan = Plan(**{**vars(PLAN), "steps": 3, "batch_size": 2})
-    used = [int(row[0]) for batch in distilling._batches(snippets, plan) for row in batch]
-    assert sorted(used) == [0, 1, 2, 3, 4, 5]
-    more = Plan(**{**vars(PLAN), "steps": 10, "batch_size": 3})
-    used = [int(row[0]) for batch in distilling._batches(snippets, more) for row in batch]
-    assert len(used) == 30
-    assert all(sorted(used[epoch : epoch + 10]) == list(range(10)) for epoch in (0, 10, 20))
-    assert used[:10] != used[10:20]
 
 
 def test_what_cannot_be_asked_for(

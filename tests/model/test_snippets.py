@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.model.snippets import OldTokens, choose_snippets
+from colossal_llama2.model.snippets import OldTokens, Snippets, choose_snippets, in_batches
 from colossal_llama2.tokenizer.encoder import EncodedTexts, Encoder
 from colossal_llama2.tokenizer.extension import Extension, read_extension
 from colossal_llama2.tokenizer.loading import load_encoder
@@ -82,10 +82,9 @@ def test_a_token_seen_often_enough_asks_for_no_more(tmp_path: Path, extension: E
     path = write(tmp_path / "a.jsonl", ["x今天今天", *["x今天"] * 50, "x天气", "x今天"])
     snippets = choose_snippets([path], encoder, extension, 100, enough=3)
     assert len(snippets.rows) == 3
-    levels = [int((row >= extension.num_base).sum()) for row in snippets.rows]
-    assert levels == [2, 1, 1]  # 今天 twice, 天气; then 今天 once more
-    rare = encoder.encode(["x天气"]).ids
-    assert snippets.rows[1].tolist() == rare.tolist()  # a first time comes before a third
+    new = [int((row >= extension.num_base).sum()) for row in snippets.rows]
+    assert new == [2, 1, 1]  # 今天 twice, once more, then 天气
+    assert snippets.levels.tolist() == [0, 2, 0]
 
 
 def test_reading_ends_when_all_have_had_enough(tmp_path: Path, extension: Extension, encoder: Encoder) -> None:
@@ -99,6 +98,24 @@ def test_reading_ends_when_all_have_had_enough(tmp_path: Path, extension: Extens
     snippets = choose_snippets([path, tmp_path / "absent.jsonl"], encoder, one_new, 100, enough=2)
     assert snippets.occurrences.tolist() == [2]
     assert snippets.texts < 2000
+
+
+def test_those_that_show_a_token_for_the_first_time_are_used_first() -> None:
+    rows = [np.full(1, number, dtype=np.int32) for number in range(10)]
+    snippets = Snippets(rows, np.array([0, 1, 0, 2, 1, 0, 0, 3, 1, 0]), np.zeros(1, dtype=np.int64), 10)
+
+    def used(steps: int, batch_size: int, seed: int = 0) -> list[int]:
+        batches = list(in_batches(snippets, steps, batch_size, seed))
+        assert [len(batch) for batch in batches] == [batch_size] * steps
+        return [int(row[0]) for batch in batches for row in batch]
+
+    some = [used(3, 2, seed) for seed in range(20)]
+    assert all({0, 2, 5, 6, 9} < set(one) <= {0, 2, 5, 6, 9, 1, 4, 8} for one in some)
+    assert len({frozenset(one) for one in some}) == 3
+    assert used(3, 2) == used(3, 2)
+    often = used(10, 3)
+    assert all(sorted(often[epoch : epoch + 10]) == list(range(10)) for epoch in (0, 10, 20))
+    assert often[:10] != often[10:20]
 
 
 def test_plain_text_and_records_give_the_same(tmp_path: Path, extension: Extension, encoder: Encoder) -> None:
