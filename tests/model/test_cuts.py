@@ -71,8 +71,8 @@ def test_a_part_of_many_pieces_counts_less() -> None:
     weights = telling_weights(cuts_of([[0, 1], [0, 2], [0, 3], [0, 4]]))
     shared, own = weights[0].item(), weights[1].item()
     assert weights.tolist() == [shared, own] * 4
-    assert shared == pytest.approx(0.01 / (0.01 + 0.5))
-    assert own == pytest.approx(0.01 / (0.01 + 0.125))
+    assert shared == pytest.approx(0.001 / (0.001 + 0.5))
+    assert own == pytest.approx(0.001 / (0.001 + 0.125))
 
 
 def test_nothing_to_cut() -> None:

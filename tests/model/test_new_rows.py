@@ -43,7 +43,7 @@ def expected_weights(bags: list[list[int]], telling: bool) -> list[list[float]]:
     proportions = [{token: bag.count(token) / len(bag) for token in bag} for bag in bags]
     weights = []
     for bag, own in zip(bags, proportions, strict=True):
-        row = [0.01 / (0.01 + shares[token]) if telling else 1.0 for token in bag]
+        row = [0.001 / (0.001 + shares[token]) if telling else 1.0 for token in bag]
         if proportions.count(own) > 1:
             row = [weight * (1 + 0.25 * 0.5 ** (len(bag) - 1 - place)) for place, weight in enumerate(row)]
         weights.append([weight / sum(row) for weight in row])
