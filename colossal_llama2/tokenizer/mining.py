@@ -70,27 +70,25 @@ def mine_pieces(
     start = make_start(model, texts, rules, kinds, num_pieces)
     categories = sorted(set(labels))
     category_of = np.array([categories.index(label) for label in labels], np.int64)
-    wanted: list[str] = []
     pruned: list[str] = []
     for round_number in range(_ROUNDS):
         work = start.begin(weights, rules)
-        keys = np.array([text_key(piece) for piece in wanted], np.int64)
+        banned = np.array([text_key(piece) for piece in pruned], np.int64)
         first = len(start.names)
-        found = mine(work, start.known, start.missing, keys, (first, first + num_pieces))
+        found = mine(work, start.known, start.missing, banned, (first, first + num_pieces))
         pieces, ids, is_part = _name(start, found)
         counts, saved = _count_uses(start, work.text, ids, category_of[start.documents], len(categories))
         useless = _useless(counts.sum(axis=1), is_part, rules.min_count)
         if not useless.any() or round_number == _ROUNDS - 1:
             break
         pruned += [piece for piece, out in zip(pieces, useless, strict=True) if out]
-        wanted = [piece for piece, out in zip(pieces, useless, strict=True) if not out]
     return MinedPieces(
         pieces=tuple(pieces),
         counts=counts,
         saved=saved,
         scores=found[:, 2].copy(),
         is_part=tuple(is_part),
-        pruned=tuple(dict.fromkeys(piece for piece in pruned if piece not in set(pieces))),
+        pruned=tuple(pruned),
         tokens=_predict_tokens(model, start, work, len(texts)),
         categories=tuple(categories),
     )

@@ -13,8 +13,8 @@ from colossal_llama2.tokenizer.mining_state import DIGIT, LETTER, MARK, NEVER, N
 from colossal_llama2.tokenizer.piece_list import MAX_PIECE_CHARACTERS
 from colossal_llama2.tokenizer.piece_model import SPACE_MARK, PieceModel
 
-ALWAYS_OLD: Final = frozenset(map(chr, [*range(0x100), *range(0x2000, 0x2070)]))
-"""ASCII, Latin-1 and general punctuation: curly quotes and dashes stand in Western text of every kind."""
+ALWAYS_OLD: Final = frozenset(map(chr, [*range(0x100), *range(0x2000, 0x2070), ord(SPACE_MARK)]))
+"""ASCII, Latin-1, general punctuation and the space: curly quotes and dashes stand in Western text of every kind."""
 
 SCRIPT_SHARE: Final = 0.01
 """A script with a smaller share of a sample's letters is a quotation there."""
@@ -56,10 +56,9 @@ class CharacterKinds:
         self._known: dict[str, tuple[int, int]] = {}
 
     def of_piece(self, piece: str) -> tuple[int, int]:
-        """Return the flags of all characters of a piece, and the number of its letters' script (0 without letters).
+        """Return the flags of all characters of a piece, and the number of its letters' script.
 
-        A piece with letters of two scripts has the number -1; a space mark that is not the first character is no
-        `MARK`, which says how a piece begins.
+        The number is 0 for a piece without letters, and -1 for one with letters of two scripts.
         """
         flags, script = 0, 0
         for character in piece:

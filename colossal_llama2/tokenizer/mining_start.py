@@ -154,8 +154,9 @@ def _describe(helper: PieceModel, kinds: CharacterKinds, rules: Rules, room: int
         pieces.hashes[index], pieces.powers[index] = text_hash(piece)
         pieces.lengths[index] = len(piece)
         pieces.scripts[index] = max(script, 0)
-        # Letters of two scripts in one piece of the base: it stays, and no new piece is made of it.
-        pieces.flags[index] = flags | JOINABLE | (NEVER if script < 0 and rules.one_script else 0)
+        # Pieces of the base that break a rule themselves stay, and no new piece is made of them.
+        breaks = (script < 0 and rules.one_script) or (SPACE_MARK in piece[1:] and rules.mark_first)
+        pieces.flags[index] = flags | JOINABLE | (NEVER if breaks else 0)
     # Of equal scores SentencePiece takes the leftmost, as joins of equal rank do.
     scores = sorted({-helper.pieces[index].score for index in normal})
     rank = {score: number - len(scores) for number, score in enumerate(scores)}

@@ -6,8 +6,12 @@ SentencePiece joins any two neighbours whose concatenation is a piece, not only 
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -156,3 +160,27 @@ def no_candidates() -> Candidates:
     """Return a table without candidates; compiled code makes it longer as need be."""
     slots = np.full((1 << 16, 2), FREE, np.int64)
     return Candidates(slots, np.empty((0, 6), np.int64), np.empty((0, 2), np.int64), np.zeros(3, np.int64))
+
+
+_COMPILED_FILES: Final = ("mining_state.py", "mining_table.py", "mining_core.py")
+
+
+def _hash_of_sources() -> str:
+    sources = b"".join((Path(__file__).parent / name).read_bytes() for name in _COMPILED_FILES)
+    return hashlib.sha256(sources).hexdigest()[:16]
+
+
+_SOURCES: Final = _hash_of_sources()
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile by numba, once for all processes where a cache can be kept.
+
+    numba takes a function from its cache as long as the function's own file is unchanged, whatever became of the
+    functions and constants of other files. The cache goes by the qualified name, so that is made to name all sources.
+    """
+    function.__qualname__ = f"{function.__name__}-{_SOURCES}"
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:  # no folder for the cache can be written
+        return numba.njit(function)

@@ -21,7 +21,6 @@ from colossal_llama2.tokenizer.mining_state import (
     NEVER,
     NEW,
     OTHER,
-    Int64,
     Rules,
     text_hash,
     text_key,
@@ -170,16 +169,14 @@ def test_tables_grow_without_losing_anything(model: PieceModel) -> None:
     assert counts[pieces[0]] == max(counts.values())
 
 
-def rows(found: Int64) -> list[list[int]]:
-    return [list(map(int, row)) for row in found]
-
-
-def test_pieces_wanted_come_first_and_what_stands_nowhere_is_passed_over(model: PieceModel) -> None:
-    texts = ["今天今天天气天气天气"]
-    start = make_start(model, texts, RULES, KINDS, 2)
-    wanted = np.array([text_key("明天"), text_key("今天")], np.int64)
-    first = len(start.names)
-    found = rows(mine(start.begin([1], RULES), start.known, start.missing, wanted, (first, first + 2)))
-    names = [start.names[left] + start.names[right] for left, right, _ in found]
-    assert names == ["今天", "天气"]
-    assert [score for *_, score in found] == [2, 3]
+def test_what_is_banned_never_becomes_a_piece(model: PieceModel) -> None:
+    texts = [",今天,今天,天气,天气,天气"]
+    start = make_start(model, texts, RULES, KINDS, 1)
+    first, pieces = len(start.names), []
+    for banned in ([], [text_key("天气")]):
+        work = start.begin([1], RULES)
+        (left, right, score), *_ = mine(
+            work, start.known, start.missing, np.array(banned, np.int64), (first, first + 1)
+        )
+        pieces.append((start.names[left] + start.names[right], score))
+    assert pieces == [("天气", 3), ("今天", 2)]
