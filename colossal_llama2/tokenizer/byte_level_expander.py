@@ -15,11 +15,12 @@ from colossal_llama2.tokenizer.byte_level_pieces import sort_byte_level
 from colossal_llama2.tokenizer.byte_level_proof import prove_expansion
 from colossal_llama2.tokenizer.byte_level_tokens import name_of, text_of
 from colossal_llama2.tokenizer.byte_level_writing import expanded_content, to_tokenizer, write_byte_level
-from colossal_llama2.tokenizer.encoder import FastEncoder, Vocabulary, set_parallelism
+from colossal_llama2.tokenizer.encoder import Vocabulary, set_parallelism
 from colossal_llama2.tokenizer.expander import Attempt, Expander, LeftOut, MergeOrder, UnreachablePolicy
 from colossal_llama2.tokenizer.folder import JSON_FILE, TokenizerFolder
 from colossal_llama2.tokenizer.piece_list import SortedPieces, WantedPiece
 from colossal_llama2.tokenizer.piece_model import as_text, halves
+from colossal_llama2.tokenizer.reference_encoders import FastEncoder
 
 
 class ByteLevelExpander(Expander):

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer import loading, parity
 from colossal_llama2.tokenizer.closing import Closed, close_merges
-from colossal_llama2.tokenizer.encoder import PieceEncoder, Vocabulary
+from colossal_llama2.tokenizer.encoder import Vocabulary
 from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.expander import Attempt, Expander, LeftOut, MergeOrder, UnreachablePolicy
 from colossal_llama2.tokenizer.folder import JSON_FILE, MODEL_FILE, TokenizerFolder, read_folder
@@ -29,6 +29,7 @@ from colossal_llama2.tokenizer.piece_model import (
     require_bpe,
 )
 from colossal_llama2.tokenizer.reachability import unreachable_pieces
+from colossal_llama2.tokenizer.reference_encoders import PieceEncoder
 from colossal_llama2.tokenizer.writing import write_tokenizer
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.tokenizer.encoder import EncodedTexts, Encoder, Ids, Vocabulary
+from colossal_llama2.tokenizer.encoder import EncodedTexts, Encoder, Spans, Vocabulary
 from colossal_llama2.tokenizer.expander import Attempt
 from colossal_llama2.tokenizer.old_text import ASCII, Kept, OnChange, keep_old_text, read_old_text, script_of
 
@@ -22,7 +22,10 @@ class Greedy(Encoder):
         super().__init__(Vocabulary(1_000_000, None, None, None, ""), (Greedy, (pieces,)))
         self._pieces = sorted(((piece, 1_000_000 + i) for i, piece in enumerate(pieces)), key=lambda p: -len(p[0]))
 
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+    kind = "greedy"
+    _widths = None
+
+    def _encode(self, texts: Sequence[str]) -> EncodedTexts:
         ids: list[int] = []
         offsets = [0]
         for text in texts:
@@ -34,7 +37,7 @@ class Greedy(Encoder):
             offsets.append(len(ids))
         return EncodedTexts(np.array(ids, dtype=np.int32), np.array(offsets))
 
-    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
+    def _spans(self, text: str) -> Spans:
         raise NotImplementedError
 
 
