@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import signal
 from collections.abc import Callable, Generator, Iterator
@@ -34,6 +35,15 @@ def pytest_runtest_call() -> Generator[None, object, object]:
         return (yield)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what the toolkit remembers about tokenizers out of the user's own cache, in commands started too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["COLOSSAL_LLAMA2_CACHE_DIR"] = str(folder)
+    yield folder
+    del os.environ["COLOSSAL_LLAMA2_CACHE_DIR"]
 
 
 @pytest.fixture(autouse=True)

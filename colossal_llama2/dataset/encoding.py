@@ -22,20 +22,32 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.cuts import StretchEncoder
 from colossal_llama2.tokenizer.folder import read_folder
-from colossal_llama2.tokenizer.loading import Encoder, load_encoder
+from colossal_llama2.tokenizer.loading import Encoder, EncoderKind, load_encoder
 
 LAYOUT: Final = 4
 
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """What a worker needs to encode shards; `tokenizer_key` is that of the folder, see there."""
+    """What a worker needs to encode shards.
+
+    Attributes:
+        tokenizer_dir: the tokenizer.
+        tokenizer_key: see the function of that name.
+        cache_dir: where encoded shards are kept.
+        reading: what is a record.
+        deduplicate: what duplicates are told by.
+        encoder_kind: which encoder does the work; all give the same tokens, so no cache is keyed by it.
+        proof: see `load_encoder`.
+    """
 
     tokenizer_dir: Path
     tokenizer_key: str
     cache_dir: Path
     reading: Reading
     deduplicate: Deduplicate = "none"
+    encoder_kind: EncoderKind = "reference"
+    proof: str | None = None
 
 
 def tokenizer_key(tokenizer_dir: Path, encoder: Encoder) -> str:
@@ -76,7 +88,7 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
 
 
 def _encode_into(work: Path, shard: Shard, digest: str, job: EncodingJob) -> EncodedShard:
-    encoder = _encoder(job.tokenizer_dir, job.tokenizer_key)
+    encoder = _encoder(job)
     refused: list[RefusedLine] = []
     with ShardWriter(work, digest) as writer:
         for number, segment in enumerate(shard.segments):
@@ -85,9 +97,7 @@ def _encode_into(work: Path, shard: Shard, digest: str, job: EncodingJob) -> Enc
                 if isinstance(entry, RecordBatch):
                     _add_batch(writer, entry, encoder, job.deduplicate)
                 else:
-                    encode_giant(
-                        writer, entry, encoder, _stretches(job.tokenizer_dir, job.tokenizer_key), job.deduplicate
-                    )
+                    encode_giant(writer, entry, encoder, _stretches(job), job.deduplicate)
             writer.end_segment()
             refused += _relative(number, segment, refusals)
         return writer.finish(refused)
@@ -147,20 +157,23 @@ def _relative(number: int, segment: Segment, refusals: Sequence[Refusal]) -> lis
     return [RefusedLine(number, refusal.line - first, refusal.reason) for refusal in refusals]
 
 
+def _encoder(job: EncodingJob) -> Encoder:
+    return _load_once(job.tokenizer_dir, job.tokenizer_key, job.encoder_kind, job.proof)
+
+
 @lru_cache(maxsize=1)
-def _encoder(tokenizer_dir: Path, expected_key: str) -> Encoder:
+def _load_once(tokenizer_dir: Path, expected_key: str, kind: EncoderKind, proof: str | None) -> Encoder:
     """Load the tokenizer once a worker process.
 
     Raises:
         InputError: the folder has changed since the command began.
     """
-    encoder = load_encoder(tokenizer_dir)
+    encoder = load_encoder(tokenizer_dir, kind=kind, proof=proof)
     if tokenizer_key(tokenizer_dir, encoder) != expected_key:
         raise InputError("was changed while the corpus was being encoded", path=tokenizer_dir, remedy="start again")
     return encoder
 
 
-@lru_cache(maxsize=1)
-def _stretches(tokenizer_dir: Path, expected_key: str) -> StretchEncoder:
-    """Make the encoder of long texts once a worker process, when the first is met."""
-    return StretchEncoder(tokenizer_dir, _encoder(tokenizer_dir, expected_key))
+def _stretches(job: EncodingJob) -> StretchEncoder:
+    """Make the encoder of long texts; there are few of them."""
+    return StretchEncoder(job.tokenizer_dir, _encoder(job))

@@ -14,9 +14,11 @@ from colossal_llama2.dataset.selecting import parse_share
 from colossal_llama2.dataset.splicing import Cutting, Splice
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing
-from colossal_llama2.tokenizer.loading import Encoder, load_encoder
+from colossal_llama2.tokenizer.loading import Encoder, EncoderKind, load_encoder
 
 MAX_BINS: Final = 100_000
+WORTH_LOADING: Final = 64 << 20
+"""Bytes of input; below, loading and proving gigatoken takes longer than encoding without it."""
 MAX_LENGTH: Final = 1 << 22  # a batch of rows is addressed with 32 bits
 
 
@@ -61,6 +63,9 @@ class WorkOptions:
     """Worker processes; 0 takes one a processor."""
     executor: Literal["local", "ray"] = "local"
     """Processes of this machine, or a Ray cluster whose machines share the input, cache and output folders."""
+    encoder: EncoderKind = "auto"
+    """What makes tokens of text: the tokenizer's reference library, gigatoken where that is proved to give the same,
+    or auto: gigatoken where it is worth loading. The output does not depend on it."""
     ray_address: str = "auto"
     """The cluster to join with --executor ray."""
 
@@ -104,8 +109,8 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     entries = cli.comma_separated(settings.data_input_dirs)
     if not entries:
         raise InputError("--data_input_dirs names nothing", remedy="name folders or files, separated by commas")
-    encoder = load_encoder(settings.tokenizer_dir)
     files, ignored = find_inputs(entries)
+    encoder = load_encoder(settings.tokenizer_dir, kind=_encoder_kind(settings, files))
     outputs = _outputs(settings)
     for folder in outputs:
         refuse_existing(folder, settings.overwrite)
@@ -123,6 +128,13 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
             remedy="leave --bos_each_piece out",
         )
     return files, ignored, encoder
+
+
+def _encoder_kind(settings: PrepareSettings, files: Sequence[InputFile]) -> EncoderKind:
+    """Load gigatoken, in every worker, only for a corpus that takes longer to encode without it."""
+    if settings.work.encoder == "auto" and sum(file.num_bytes for file in files) < WORTH_LOADING:
+        return "reference"
+    return settings.work.encoder
 
 
 def _check_numbers(settings: PrepareSettings) -> None:

@@ -87,6 +87,8 @@ def _encode(preparation: _Preparation, workers: Workers) -> list[EncodedShard]:
         cache_dir.absolute(),
         settings.inputs.reading,
         settings.inputs.deduplicate,
+        "reference" if preparation.encoder.proof is None else "auto",
+        preparation.encoder.proof,
     )
     return workers.run_all(partial(encode_shard, job=job), preparation.shards, "encoding")
 

@@ -73,6 +73,21 @@ class MasterWeights:
         dist.all_gather_into_tensor(flat, shard.contiguous(), group=group)
         return flat[: parameter.numel()].view(parameter.shape)
 
+    def held(self, parameter: torch.nn.Parameter) -> tuple[torch.Tensor, int, int]:
+        """Return the part of a weight's fp32 master that this rank holds, flat; of the weight where it is all there is.
+
+        Not for Gemini, whose weights are in chunks.
+
+        Returns:
+            The numbers, among them padding behind the weight's own; the number of this part, from 0; how many parts of
+            that length there are, 1 where every rank of the group holds all of it.
+        """
+        master = self._master_of(parameter)
+        if master is None or master.shape == parameter.shape:
+            return (parameter if master is None else master).detach().flatten(), 0, 1
+        group = self._optimizer.param_to_pg[parameter]
+        return master.detach(), dist.get_rank(group), dist.get_world_size(group)
+
     @torch.no_grad()
     def put(self, parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
         """Set a weight and its master to a value in the weight's shape; not for Gemini, whose weights are in chunks."""

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 
 
-def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, first_row: int, group: Any) -> torch.Tensor:
-    """Sum the cross-entropy of tokens, each rank holding the logits of some rows of the vocabulary.
+def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, first_row: int, group: Any) -> torch.Tensor:
+    """Take the cross-entropy of every token, each rank holding the logits of some rows of the vocabulary.
 
     loss = log(sum(exp(x))) - x[target], with the sum and the target's logit added up over the ranks (Shoeybi et al.,
     Megatron-LM, arXiv 1909.08053, section 3). ColossalAI's ``cross_entropy_1d`` keeps a softmax in the logits' dtype
@@ -22,13 +22,13 @@ def cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor, first_row: in
         group: the tensor-parallel process group.
 
     Returns:
-        Scalar in nats, the same on every rank of the group. Its gradient with respect to `logits` is this rank's own.
+        [N] in nats, fp32, the same on every rank of the group. The gradient with respect to `logits` is this rank's.
     """
-    result: torch.Tensor = _CrossEntropySum.apply(logits, targets, first_row, group)
+    result: torch.Tensor = _CrossEntropies.apply(logits, targets, first_row, group)
     return result
 
 
-class _CrossEntropySum(torch.autograd.Function):
+class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, first_row: int, group: Any) -> torch.Tensor:
         scores = logits.float()
@@ -43,11 +43,11 @@ class _CrossEntropySum(torch.autograd.Function):
         dist.all_reduce(sums, group=group)
         ctx.save_for_backward(exponentials.div_(sums[0][:, None]), local, here)
         ctx.dtype = logits.dtype
-        return (sums[0].log() - sums[1]).sum()
+        return sums[0].log() - sums[1]
 
     @staticmethod
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         probabilities, local, here = ctx.saved_tensors
         gradient = probabilities.clone()
         gradient.scatter_add_(-1, local[:, None], -here.to(gradient.dtype)[:, None])
-        return gradient.mul_(grad_output).to(ctx.dtype), None, None, None
+        return gradient.mul_(grad_output[:, None]).to(ctx.dtype), None, None, None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from colossal_llama2.errors import InputError
 
-VERSION = 2
+VERSION = 3
+_READABLE = (2, VERSION)  # 2 lacks what is watched, which begins anew then
 FILE_NAME = "running_states.json"
 
 
@@ -37,6 +39,7 @@ class RunningState:
         precision: what forward and backward computed in.
         scaler: state of the fp16 loss scaler.
         identity: what the checkpoint belongs to.
+        watched: what those who watch the run must know to go on, each under its name and in a version of its own.
         version: layout of this file.
     """
 
@@ -50,6 +53,7 @@ class RunningState:
     precision: str
     identity: RunIdentity
     scaler: dict[str, float] = field(default_factory=dict)
+    watched: dict[str, Any] = field(default_factory=dict)
     version: int = VERSION
 
 
@@ -76,7 +80,7 @@ def read_running_state(checkpoint_dir: Path) -> RunningState:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"cannot be read ({error})", path=path, remedy="use an older checkpoint") from None
-    if version != VERSION:
+    if version not in _READABLE:
         raise InputError(
             f"running state of version {version}, and this is version {VERSION}",
             path=path,

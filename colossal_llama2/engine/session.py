@@ -15,14 +15,14 @@ from torch import nn
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
-from colossal_llama2.engine.parallel_loss import cross_entropy_sum
+from colossal_llama2.engine.parallel_loss import cross_entropies
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
 from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome
 
 BatchType = TypeVar("BatchType")
-# Maps logits [N, V] and targets [N] to the summed cross-entropy in nats; under tensor parallelism V is a part.
-CrossEntropySum = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Maps logits [N, V] and targets [N] to the cross-entropies [N] in nats, fp32; under tensor parallelism V is a part.
+CrossEntropies = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Objective(Generic[BatchType]):
     """
 
     inputs: Callable[[BatchType], dict[str, Any]]
-    loss_sum: Callable[[Any, BatchType, CrossEntropySum], torch.Tensor]
+    loss_sum: Callable[[Any, BatchType, CrossEntropies], torch.Tensor]
 
 
 class Session:
@@ -107,7 +107,7 @@ class Session:
         # Plugins make the masters from weights that they have cast already.
         if any(p.requires_grad for p in rounded):
             self.saved_weights.start_from({name: rounded[p] for name, p in names if p in rounded and p.requires_grad})
-        self.cross_entropy_sum = self._choose_cross_entropy()
+        self.cross_entropies = self._choose_cross_entropy()
         self._precision = AutocastPrecision(self) if settings.plugin == "ddp" else MasterPrecision(self)
 
     @property
@@ -140,7 +140,7 @@ class Session:
         for index, micro_batch in enumerate(micro_batches):
             with self._accumulating(last=index == len(micro_batches) - 1):
                 output = self.forward(**objective.inputs(micro_batch))
-                loss = objective.loss_sum(output, micro_batch, self.cross_entropy_sum)
+                loss = objective.loss_sum(output, micro_batch, self.cross_entropies)
                 del output
                 self.backward(loss * weight)
             total += loss.detach()
@@ -158,7 +158,7 @@ class Session:
         from colossal_llama2.engine.pipeline import MicroBatch
 
         def criterion(output: Any, micro_batch: Any) -> torch.Tensor:
-            loss = objective.loss_sum(output, micro_batch.batch, self.cross_entropy_sum)
+            loss = objective.loss_sum(output, micro_batch.batch, self.cross_entropies)
             total.add_(loss.detach())
             return loss * (weight * len(micro_batches))  # the schedule divides by their number
 
@@ -173,14 +173,14 @@ class Session:
             return nullcontext()
         return self.booster.no_sync(self.model, self.optimizer)
 
-    def _choose_cross_entropy(self) -> CrossEntropySum:
+    def _choose_cross_entropy(self) -> CrossEntropies:
         model: Any = boosted_module(self.model)
         head = model.get_output_embeddings() if self.settings.tp > 1 else None
         if head is None or not hasattr(head, "new_num_embeddings"):  # undivided, or on another pipeline stage
-            return _whole_cross_entropy_sum
+            return _whole_cross_entropies
         group, place = self.plugin.tp_group, self.mesh.place[2]
         first_row = place * (head.new_num_embeddings // self.settings.tp)
-        return partial(cross_entropy_sum, first_row=first_row, group=group)
+        return partial(cross_entropies, first_row=first_row, group=group)
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""
@@ -227,5 +227,5 @@ def _weights_rounded_by(dtype: torch.dtype, model: nn.Module) -> dict[nn.Paramet
     return {p: p.data for p in model.parameters() if torch.promote_types(p.dtype, dtype) != dtype}
 
 
-def _whole_cross_entropy_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+def _whole_cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits.float(), targets, reduction="none")

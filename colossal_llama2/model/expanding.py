@@ -6,7 +6,8 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +16,10 @@ import torch
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import CONFIG_FILE, fingerprint_entries, read_config
-from colossal_llama2.model.embedding_names import EmbeddingNames
-from colossal_llama2.model.new_rows import RowPlan, expanded_rows
+from colossal_llama2.model.distinct import Distinct
+from colossal_llama2.model.new_rows import RowPlan, RowSource, expanded_rows, spread
 from colossal_llama2.model.safetensors_stream import DTYPE_NAMES, Buffer, OutgoingTensor, as_bytes, write_tensors
 from colossal_llama2.model.weights import INDEX, WEIGHT_SUFFIXES, WeightFiles, read_json
-from colossal_llama2.tokenizer.extension import Extension
 from colossal_llama2.tokenizer.folder import TOKENIZER_FILES
 
 _FLOATS: Final = ("F64", "F32", "F16", "BF16")
@@ -29,30 +29,35 @@ Progress = Callable[[int], None]
 
 
 def expand_weights(
-    weights: WeightFiles, names: EmbeddingNames, extension: Extension, plan: RowPlan, target: Path, progress: Progress
-) -> None:
+    weights: WeightFiles, sources: Mapping[str, RowSource], plan: RowPlan, target: Path, progress: Progress
+) -> int:
     """Write every weight file into `target`, the embedding matrices expanded, all other tensors byte for byte.
 
     Args:
         weights: the source's files; PyTorch's own are written as safetensors.
-        names: which tensors have one row a token.
-        extension: the base tokens of every new token.
+        sources: where the new rows of each tensor that has one row a token come from.
         plan: the rows to make.
         target: the folder.
         progress: told of every block.
 
+    Returns:
+        How many rows were moved because another new row of the matrix was identical; in a bias they may be.
+
     Raises:
         InputError: an embedding is not in a floating dtype, or a file cannot be read.
     """
-    ids = torch.from_numpy(extension.base_tokens.ids).long()
-    offsets = torch.from_numpy(extension.base_tokens.offsets)
+    guards: list[Distinct] = []
 
     def expanded(tensor: OutgoingTensor, path: Path) -> OutgoingTensor:
-        if tensor.name not in names.all:
+        if tensor.name not in sources:
             return tensor
-        return _expanded(tensor, weights.map(path, tensor.name), plan, ids, offsets)
+        base = weights.map(path, tensor.name)
+        if base.ndim > 1:
+            guards.append(Distinct(partial(spread, base[: plan.num_base])))
+        return _expanded(tensor, base, plan, sources[tensor.name], guards[-1] if base.ndim > 1 else None)
 
     rewrite_weights(weights, expanded, target, progress)
+    return sum(guard.moved for guard in guards)
 
 
 def rewrite_weights(
@@ -130,7 +135,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def _expanded(
-    tensor: OutgoingTensor, base: torch.Tensor, plan: RowPlan, ids: torch.Tensor, offsets: torch.Tensor
+    tensor: OutgoingTensor, base: torch.Tensor, plan: RowPlan, source: RowSource, distinct: Distinct | None
 ) -> OutgoingTensor:
     if tensor.dtype not in _FLOATS:
         raise InputError(
@@ -140,7 +145,7 @@ def _expanded(
     shape = (plan.num_rows, *base.shape[1:])
 
     def blocks() -> Iterator[Buffer]:
-        for rows in expanded_rows(base, ids, offsets, plan):
+        for rows in expanded_rows(base, source, plan, distinct):
             yield as_bytes(rows)
 
     size = prod(shape) * base.element_size()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 if not __package__:  # run by its path: this folder stands first on sys.path, the package is two above it
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -16,9 +17,11 @@ from tqdm import tqdm
 from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs, read_config, vocab_size
-from colossal_llama2.model.embedding_names import find_embeddings
+from colossal_llama2.model.cuts import Cuts, colliding
+from colossal_llama2.model.distilled_rows import DistillOptions, Start, check_options, distill
+from colossal_llama2.model.embedding_names import EmbeddingNames, find_embeddings
 from colossal_llama2.model.expanding import Progress, carry_over, expand_config, expand_weights
-from colossal_llama2.model.new_rows import RowPlan, plan_rows
+from colossal_llama2.model.new_rows import RowPlan, RowSource, as_given, averages, drawn, plan_rows
 from colossal_llama2.model.weights import WeightFiles, find_weights
 from colossal_llama2.outputs import refuse_existing, whole_directory
 from colossal_llama2.tokenizer.extension import Extension, read_extension
@@ -28,9 +31,12 @@ _SETTINGS_FILE = "settings.yaml"
 _LINE_EVERY = 1 << 32
 
 
+Method = Literal["mean", "weighted", "distilled", "random"]
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Give a model rows for the new tokens of an expanded tokenizer, each the mean of the rows of its old tokens."""
+    """Give a model rows for the new tokens of an expanded tokenizer, each made from the rows of its old tokens."""
 
     source_model_and_tokenizer_path: Path
     """Folder of the model to expand, its own tokenizer inside."""
@@ -40,6 +46,21 @@ class Settings:
 
     target_model_path: Path
     """Folder to write model and tokenizer to; it may be the tokenizer's folder or, with --overwrite, the source."""
+
+    init: Method = "mean"
+    """How a new row starts: as the mean of the rows of its old tokens; as a mean in which parts that many new tokens
+    share weigh less; distilled on text (--distill_corpus), so that the model reads the token as it read its parts; or
+    at random, for comparison."""
+
+    output_init: Literal["same", "mean", "weighted", "distilled", "random"] = "same"
+    """How a new row of the output head starts, where that is a matrix of its own; distilled: learned by next-token
+    prediction on the same text."""
+
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    """How rows are distilled."""
+
+    seed: int = 42
+    """Decides rows at random, and the order of the text that rows are distilled on."""
 
     pad_to_multiple_of: int = 64
     """The number of rows is rounded up to a multiple of this."""
@@ -57,25 +78,80 @@ def main(settings: Settings) -> None:
     extension = read_extension(source, tokenizer)
     weights = find_weights(source)
     names = find_embeddings(source, weights.locations())
+    methods = _methods(settings, names)
     base_rows = vocab_size(read_config(source))
     plan = plan_rows(extension.num_base, extension.num_tokens, base_rows, settings.pad_to_multiple_of)
+    cuts = Cuts.of(extension.base_tokens)
+    sources, said = _sources(settings, names, methods, extension, cuts)
     with whole_directory(target, overwrite=True) as work:
         copy_tokenizer_files(tokenizer, work)
         with show_progress(weights) as progress:
-            expand_weights(weights, names, extension, plan, work, progress)
+            moved = expand_weights(weights, sources, plan, work, progress)
         expand_config(source, tokenizer, plan.num_rows, work)
         (work / _SETTINGS_FILE).write_text(cli.as_yaml(settings), encoding="utf-8")
         behind = carry_over(source, work, link_everything=_is_same(source, target))
         if replaces and not _is_same(source, target):
             carry_over(tokenizer, work, link_everything=True)
-    for line in _account(extension, plan, base_rows, names.all, behind):
+    for line in [*_account(extension, plan, base_rows, names.all, behind), *said, *_told_apart(methods, cuts, moved)]:
         cli.say(line)
+
+
+def _methods(settings: Settings, names: EmbeddingNames) -> tuple[Method, Method]:
+    """Return how rows of the input embedding and of the output head start.
+
+    Raises:
+        InputError: the two are one matrix and were asked for apart.
+    """
+    if settings.output_init == "same":
+        return settings.init, settings.init
+    if names.tied:
+        raise InputError(
+            f"--output_init {settings.output_init}, but embedding and output head of this model are one matrix",
+            path=settings.source_model_and_tokenizer_path,
+            remedy="leave it out",
+        )
+    return settings.init, settings.output_init
+
+
+def _sources(
+    settings: Settings, names: EmbeddingNames, methods: tuple[Method, Method], extension: Extension, cuts: Cuts
+) -> tuple[dict[str, RowSource], list[str]]:
+    """Say where the new rows of each tensor come from; the bias of a head is always a mean."""
+    made: list[RowSource] = []
+    for number, method in enumerate(methods):
+        if method == "random":
+            made.append(drawn(len(cuts), settings.seed + number))
+        else:
+            made.append(averages(cuts, telling=method == "weighted"))
+    said: list[str] = []
+    if "distilled" in methods and len(cuts):
+        start = Start(
+            model_dir=settings.source_model_and_tokenizer_path,
+            tokenizer_dir=settings.target_tokenizer_path,
+            extension=extension,
+            inputs=made[0],
+            outputs=made[1],
+            learn_inputs=methods[0] == "distilled",
+            learn_outputs=methods[1] == "distilled",
+            seed=settings.seed,
+        )
+        rows, said = distill(start, settings.distill)
+        made = [as_given(rows.inputs), as_given(rows.outputs)]
+    sources = {name: made[0] for name in (names.inputs,) if name is not None}
+    if names.output is not None:
+        sources[names.output] = made[0] if names.tied else made[1]
+    if names.output_bias is not None:
+        sources[names.output_bias] = averages(cuts)
+    return sources, said
 
 
 def _refuse_impossible(settings: Settings) -> bool:
     """Refuse a target that cannot be written, before any work; tell whether it is the tokenizer's own folder."""
     if settings.pad_to_multiple_of < 1:
         raise InputError(f"--pad_to_multiple_of {settings.pad_to_multiple_of}", remedy="give 1 or more")
+    if settings.seed < 0:
+        raise InputError(f"--seed {settings.seed}", remedy="give 0 or more")
+    check_options(settings.distill, wanted="distilled" in (settings.init, settings.output_init))
     target = settings.target_model_path
     for folder in (settings.source_model_and_tokenizer_path, settings.target_tokenizer_path):
         if not folder.is_dir():
@@ -122,6 +198,14 @@ def _account(
         yield f"padding      {plan.num_rows - plan.num_tokens} rows behind the tokens"
     if behind:
         yield f"left behind  {', '.join(behind)}"
+
+
+def _told_apart(methods: tuple[Method, Method], cuts: Cuts, moved: int) -> Iterator[str]:
+    tilted = int(colliding(cuts).sum())
+    if tilted and set(methods) != {"random"}:
+        yield f"told apart   {tilted} new tokens with the parts of another one: in their rows later parts count more"
+    if moved:
+        yield f"told apart   {moved} rows that were identical to another new one, by a hundredth of the rows' spread"
 
 
 if __name__ == "__main__":

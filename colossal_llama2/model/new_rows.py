@@ -1,15 +1,21 @@
-"""Rows for new tokens: each starts as the mean of the rows of the tokens it was cut into before."""
+"""Rows for new tokens, from the rows of the tokens that each was cut into before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch.nn import functional
 
+from colossal_llama2.model.cuts import Cuts, colliding, normalised, telling_weights, tilted, uniform_weights
+from colossal_llama2.model.distinct import Distinct
+
 _ROWS_AT_ONCE: Final = 2048
+
+RowSource = Callable[[torch.Tensor], Iterator[torch.Tensor]]
+"""Gives the new rows of a matrix [V, D] of the base's tokens, in order, some at a time: [n, D], float32 or wider."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +41,16 @@ def plan_rows(num_base: int, num_tokens: int, base_rows: int, multiple: int) -> 
     return RowPlan(num_base, num_tokens, -(-max(num_tokens, base_rows) // multiple) * multiple)
 
 
-def mean_rows(base: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+def mean_rows(
+    base: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     """Average rows of a matrix, bag by bag.
 
     Args:
         base: [V, D], any floating dtype.
         ids: [T] int64, rows of `base`; bag i is ``ids[offsets[i]:offsets[i + 1]]`` and is not empty.
         offsets: [N + 1] int64.
+        weights: [T], those of a bag summing to 1; without them all count alike.
 
     Returns:
         [N, D], the means, in float32 (float64 of a float64 base) so that rounding happens once, by the caller.
@@ -49,7 +58,10 @@ def mean_rows(base: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor) -> t
     wide = torch.promote_types(base.dtype, torch.float32)
     # Only the rows in use are widened: a few thousand where whole alphabets stand in the matrix.
     used, places = torch.unique(ids, return_inverse=True)
-    return functional.embedding_bag(places, base[used].to(wide), offsets[:-1], mode="mean")
+    if weights is None:
+        return functional.embedding_bag(places, base[used].to(wide), offsets[:-1], mode="mean")
+    sums = weights.to(wide)
+    return functional.embedding_bag(places, base[used].to(wide), offsets[:-1], mode="sum", per_sample_weights=sums)
 
 
 def mean_of_all(base: torch.Tensor) -> torch.Tensor:
@@ -60,8 +72,73 @@ def mean_of_all(base: torch.Tensor) -> torch.Tensor:
     return total / max(base.shape[0], 1)
 
 
+def deviation_of_all(base: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation of each column of [V, D] as [1, D], in float64."""
+    mean = mean_of_all(base)
+    total = torch.zeros(1, base.shape[1], dtype=torch.float64)
+    for block in base.split(_ROWS_AT_ONCE):
+        total += (block.to(torch.float64) - mean).square().sum(0, keepdim=True)
+    return (total / max(base.shape[0], 1)).sqrt()
+
+
+def spread(base: torch.Tensor) -> float:
+    """Return how far the rows of [V, D] lie around their mean, per number: one standard deviation for all columns."""
+    return float(deviation_of_all(base).square().mean().sqrt())
+
+
+def averages(cuts: Cuts, telling: bool = False) -> RowSource:
+    """Make rows that are means of the rows of each token's parts.
+
+    Args:
+        cuts: the parts.
+        telling: let a part count the less, the more new tokens have it (see `telling_weights`); otherwise all parts
+            count alike.
+
+    Returns:
+        The source. Tokens whose parts are another one's in another order are tilted apart (see `tilted`); where
+        neither that nor weights apply, a row is what `mean_rows` gives, bit for bit.
+    """
+    apart = colliding(cuts)
+    weighted = torch.ones_like(apart) if telling else apart
+    weights = telling_weights(cuts) if telling else uniform_weights(cuts)
+    weights = normalised(tilted(weights, cuts, apart), cuts)
+
+    def rows(base: torch.Tensor) -> Iterator[torch.Tensor]:
+        for begin in range(0, len(cuts), _ROWS_AT_ONCE):
+            some = cuts.offsets[begin : begin + _ROWS_AT_ONCE + 1]
+            part = slice(int(some[0]), int(some[-1]))
+            block = mean_rows(base, cuts.ids[part], some - some[0])
+            which = weighted[begin : begin + _ROWS_AT_ONCE]
+            if which.any():
+                block[which] = mean_rows(base, cuts.ids[part], some - some[0], weights[part])[which]
+            yield block
+
+    return rows
+
+
+def drawn(count: int, seed: int) -> RowSource:
+    """Make rows at random, each number from a normal distribution with its column's mean and standard deviation.
+
+    The control that other ways are measured against: what a row would be that knows nothing of its parts.
+    """
+
+    def rows(base: torch.Tensor) -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        mean, deviation = mean_of_all(base), deviation_of_all(base)
+        for begin in range(0, count, _ROWS_AT_ONCE):
+            size = (min(_ROWS_AT_ONCE, count - begin), base.shape[1])
+            yield mean + deviation * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    return rows
+
+
+def as_given(rows: torch.Tensor) -> RowSource:
+    """Take rows that are there already, [N, D]."""
+    return lambda base: iter(rows.split(_ROWS_AT_ONCE))
+
+
 def expanded_rows(
-    base: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor, plan: RowPlan
+    base: torch.Tensor, source: RowSource, plan: RowPlan, distinct: Distinct | None = None
 ) -> Iterator[torch.Tensor]:
     """Yield the expanded matrix from its first row to its last, some thousand rows at a time.
 
@@ -71,9 +148,9 @@ def expanded_rows(
 
     Args:
         base: [R, D], or [R] of a bias; its first ``plan.num_base`` rows belong to tokens.
-        ids: [T] int64, base tokens of the new tokens, bag by bag.
-        offsets: [N + 1] int64, where each bag begins; N = num_tokens - num_base.
+        source: gives the rows of the new tokens.
         plan: the rows to make.
+        distinct: moves rows that came before, and counts them; None lets them pass.
 
     Yields:
         Blocks of [n, D] (or [n]) in the dtype of `base`; together ``plan.num_rows`` rows.
@@ -81,10 +158,12 @@ def expanded_rows(
     matrix = base.reshape(base.shape[0], -1)
     shape = base.shape[1:]
     yield from (block.reshape(-1, *shape) for block in matrix[: plan.num_base].split(_ROWS_AT_ONCE))
-    for begin in range(0, len(offsets) - 1, _ROWS_AT_ONCE):
-        some = offsets[begin : begin + _ROWS_AT_ONCE + 1]
-        rows = mean_rows(matrix, ids[some[0] : some[-1]], some - some[0])
-        yield rows.to(base.dtype).reshape(-1, *shape)
+    made = 0
+    for rows in source(matrix[: plan.num_base]):
+        block = rows.to(base.dtype)
+        made += len(block)
+        yield (block if distinct is None else distinct.take(block)).reshape(-1, *shape)
+    assert made == plan.num_tokens - plan.num_base, "a row for every new token"
     if len(matrix) > plan.num_tokens:
         yield from (block.reshape(-1, *shape) for block in matrix[plan.num_tokens :].split(_ROWS_AT_ONCE))
     padding = plan.num_rows - max(plan.num_tokens, len(matrix))

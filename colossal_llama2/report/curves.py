@@ -131,6 +131,34 @@ def draw_measures(panels: Mapping[str, Sequence[Line]], ylabel: str, path: Path)
     _save(figure, path)
 
 
+def draw_bars(
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], labels: Sequence[str], ylabel: str, path: Path
+) -> None:
+    """Draw groups of bars, a panel a title: each bar the mean of its values, the values themselves as dots.
+
+    Args:
+        panels: title to groups; a group's name to the values of each of its bars, of one bar at least.
+        labels: what the first, the second ... bar of a group is.
+        ylabel: what is measured, with its unit.
+        path: the PNG file, replaced if it exists.
+    """
+    figure, axes = _panels(len(panels))
+    width = 0.8 / len(labels)
+    for axis, (title, groups) in zip(axes, panels.items(), strict=True):
+        for index, label in enumerate(labels):
+            here = [(place, values[index]) for place, values in enumerate(groups.values()) if len(values) > index]
+            at = [place + (index - (len(labels) - 1) / 2) * width for place, _ in here]
+            means = [sum(values) / len(values) for _, values in here]
+            drawn = axis.bar(at, means, 0.92 * width, color=_COLOURS[index], label=label)
+            axis.bar_label(drawn, fmt="%.2f", fontsize=8, padding=2)
+            dots = [(x, value) for x, (_, values) in zip(at, here, strict=True) for value in values if len(values) > 1]
+            axis.plot([x for x, _ in dots], [value for _, value in dots], ".", color="0.2", markersize=4)
+        axis.set_xticks(range(len(groups)), list(groups), rotation=20, ha="right")
+        axis.set(title=title, ylabel=ylabel)
+        axis.legend(frameon=False)
+    _save(figure, path)
+
+
 def smoothed(values: Sequence[float], memory: float = 0.9) -> list[float]:
     """Average exponentially, unbiased at the beginning: what came n values before counts ``memory ** n`` as much."""
     averages, total, weight = [], 0.0, 0.0

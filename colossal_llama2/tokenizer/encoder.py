@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sentencepiece import SentencePieceProcessor
-from tokenizers import Tokenizer, processors
+import pyarrow as pa
 
-from colossal_llama2.tokenizer.piece_model import (
-    BYTE,
-    NORMAL,
-    SPACE_MARK,
-    USER_DEFINED,
-    PieceModel,
-    has_identity_normalizer,
-)
+from colossal_llama2.tokenizer.seams import TokenWidths, byte_sizes, find_seam_in, find_seams
 
 Ids = npt.NDArray[np.int32]
-
-# An id without a width of its own (unknown, control): makes the widths of a text miss its length for certain.
-_NO_WIDTH: Final = -(1 << 40)
+Offsets = npt.NDArray[np.int64]
+Spans = Sequence[tuple[int, int]]
+Again = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,11 @@ class EncodedTexts:
     """
 
     ids: Ids
-    offsets: npt.NDArray[np.int64]
+    offsets: Offsets
+
+    def of(self, index: int) -> Ids:
+        """Return the ids of one text."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
 
 @dataclass(frozen=True)
@@ -56,28 +52,57 @@ class Encoder(ABC):
     """Encodes plain text: no token is put around it, and what looks like a special token in it stays text.
 
     Attributes:
+        kind: the library that does the work: ``sentencepiece``, ``tokenizers`` or ``gigatoken``.
+        proof: the name of the proof that it is equal to the reference; None for the reference itself.
         num_tokens: every id is below it.
         bos_token_id: the token a document begins with, if the tokenizer has one.
         eos_token_id: the token a document ends with, if the tokenizer has one.
         pad_token_id: the padding token, if the tokenizer has one.
         fingerprint: see `tokenizer_fingerprint`.
+        again: the call that makes it in another process.
     """
 
-    def __init__(self, vocabulary: Vocabulary, again: tuple[Callable[..., Encoder], tuple[Any, ...]]) -> None:
+    kind: str
+    proof: str | None = None
+
+    def __init__(self, vocabulary: Vocabulary, again: Again) -> None:
+        self.vocabulary = vocabulary
         self.num_tokens = vocabulary.num_tokens
         self.bos_token_id = vocabulary.bos_token_id
         self.eos_token_id = vocabulary.eos_token_id
         self.pad_token_id = vocabulary.pad_token_id
         self.fingerprint = vocabulary.fingerprint
-        self._again = again
+        self.again = again
 
-    def __reduce__(self) -> tuple[Callable[..., Encoder], tuple[Any, ...]]:
-        """Pickle as the call that made it: a worker process loads its own."""
-        return self._again
+    def __reduce__(self) -> Again:
+        """Pickle as the call that made it: a worker process loads its own, and repeats no proof."""
+        return self.again
 
-    @abstractmethod
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Encode each text on its own."""
+        """Encode each text on its own.
+
+        Raises:
+            UnicodeEncodeError: a text holds half a surrogate pair, which is no text.
+        """
+        if not texts:
+            return EncodedTexts(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
+        try:
+            return self._encode(texts)
+        except (RuntimeError, TypeError):
+            for text in texts:  # each library has a complaint of its own about half a surrogate pair
+                text.encode()
+            raise
+
+    def encode_arrow(self, texts: pa.Array) -> EncodedTexts:
+        """Encode an Arrow array of strings; gigatoken reads its buffers where they lie.
+
+        Args:
+            texts: ``string`` or ``large_string``, without nulls.
+
+        Raises:
+            ValueError: another type, nulls, or bytes that are not UTF-8 (Arrow does not look when it reads a file).
+        """
+        return self.encode(checked_strings(texts).to_pylist())
 
     def encode_with_split(self, texts: Sequence[str], splits: Sequence[int]) -> tuple[EncodedTexts, Ids]:
         """Encode each text in one piece, and count the tokens that lie wholly inside its beginning.
@@ -98,121 +123,58 @@ class Encoder(ABC):
         self, texts: Sequence[str], splits: Sequence[int]
     ) -> tuple[EncodedTexts, Ids, npt.NDArray[np.bool_]]:
         """Do as `encode_with_split`, and tell of each text (bool) whether a token lies on both sides of its split."""
+        splits = [min(max(split, 0), len(text)) for text, split in zip(texts, splits, strict=True)]
         encoded = self.encode(texts)
-        counts = np.zeros(len(texts), dtype=np.int32)
-        straddles = np.zeros(len(texts), dtype=np.bool_)
-        for index, (text, split) in enumerate(zip(texts, splits, strict=True)):
-            if split <= 0:
-                continue
-            ids = encoded.ids[encoded.offsets[index] : encoded.offsets[index + 1]]
-            if split >= len(text):
-                counts[index] = len(ids)
-            else:
-                counts[index], straddles[index] = self._find_seam(text, split, ids)
+        if self._widths is None:
+            counts, straddles = np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=np.bool_)
+            uncertain = np.arange(len(texts))
+        else:
+            seams = byte_sizes([text[:split] for text, split in zip(texts, splits, strict=True)])
+            counts, straddles, whole = find_seams(encoded, byte_sizes(texts), seams, self._widths)
+            uncertain = np.flatnonzero(~whole)
+        for index in uncertain.tolist():
+            text, split = texts[index], splits[index]
+            if split == len(text):
+                counts[index] = len(encoded.of(index))
+            elif split > 0:
+                counts[index], straddles[index] = find_seam_in(self._spans(text), split)
         return encoded, counts, straddles
 
     @abstractmethod
-    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
-        """Count the leading tokens wholly inside the first `split` characters, and tell whether the next straddles it.
+    def _encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Encode one text or more."""
 
-        The split lies inside the text: 0 < split < len(text).
-        """
+    @property
+    @abstractmethod
+    def _widths(self) -> TokenWidths | None:
+        """What each token stands for, where that can be said of the token alone."""
 
-
-class PieceEncoder(Encoder):
-    """SentencePiece itself: the truth, and in C++ threads."""
-
-    def __init__(
-        self,
-        model: PieceModel,
-        vocabulary: Vocabulary,
-        num_threads: int,
-        again: tuple[Callable[..., Encoder], tuple[Any, ...]],
-    ) -> None:
-        super().__init__(vocabulary, again)
-        self._processor = SentencePieceProcessor(model_proto=model.SerializeToString())
-        self._num_threads = num_threads
-        self._has_prefix = bool(model.normalizer_spec.add_dummy_prefix)
-        self._widths = _piece_widths(model) if has_identity_normalizer(model) else None
-
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Encode each text on its own."""
-        if not texts:
-            return _joined([])
-        return _joined(self._processor.encode(list(texts), out_type="numpy", num_threads=self._num_threads))
-
-    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
-        """Add up the widths of the pieces where they account for every byte of the text, else ask for offsets."""
-        if self._widths is not None:
-            ends = np.cumsum(self._widths[ids]) - int(self._has_prefix)
-            if len(ends) and ends[-1] == len(text.encode()):
-                seam = len(text[:split].encode())
-                count = int(np.searchsorted(ends, seam, side="right"))
-                return count, count == 0 or bool(ends[count - 1] < seam)
-        spans = self._processor.encode(text, out_type="offset_mapping")["offsets"]
-        return _find_seam_in(spans, split)
-
-
-class FastEncoder(Encoder):
-    """A `tokenizers` tokenizer, for folders without a SentencePiece model."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        vocabulary: Vocabulary,
-        again: tuple[Callable[..., Encoder], tuple[Any, ...]],
-    ) -> None:
-        super().__init__(vocabulary, again)
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        # The file's own post-processor may trim spaces off the offsets; nothing is added here, so none is needed.
-        tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
-        self._tokenizer = tokenizer
-
-    def encode(self, texts: Sequence[str]) -> EncodedTexts:
-        """Encode each text on its own."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return _joined(np.array(encoding.ids, dtype=np.int32) for encoding in encodings)
-
-    def _find_seam(self, text: str, split: int, ids: Ids) -> tuple[int, bool]:
-        spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
-        return _find_seam_in(spans, split)
+    @abstractmethod
+    def _spans(self, text: str) -> Spans:
+        """Return the characters (begin, end) that each token of a text stands for; see `find_seam_in`."""
 
 
 def set_parallelism(num_threads: int) -> None:
     """Say how many threads `tokenizers` may use in this process; it reads that once, at its first batch."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads > 1 else "false"
     if num_threads > 1:
-        os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
+        set_pool_size(num_threads)
 
 
-def _joined(parts: Iterable[Ids]) -> EncodedTexts:
-    parts = list(parts)
-    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-    np.cumsum([len(part) for part in parts], out=offsets[1:])
-    ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-    return EncodedTexts(ids.astype(np.int32, copy=False), offsets)
+def set_pool_size(num_threads: int) -> None:
+    """Say how many threads the pools of `tokenizers` and gigatoken may have; each reads it once, at its first use."""
+    os.environ.setdefault("RAYON_NUM_THREADS", str(num_threads))
 
 
-def _piece_widths(model: PieceModel) -> npt.NDArray[np.int64]:
-    """Return how many bytes of UTF-8 text each piece stands for; a space mark stands for a space."""
-    widths = np.full(len(model.pieces), _NO_WIDTH, dtype=np.int64)
-    for index, entry in enumerate(model.pieces):
-        if entry.type == BYTE:
-            widths[index] = 1
-        elif entry.type in (NORMAL, USER_DEFINED):
-            widths[index] = len(entry.piece.replace(SPACE_MARK, " ").encode())
-    return widths
+def checked_strings(texts: pa.Array) -> pa.LargeStringArray:
+    """Return an Arrow array of strings with 64-bit offsets, every byte of it looked at.
 
-
-def _find_seam_in(spans: Sequence[tuple[int, int]], split: int) -> tuple[int, bool]:
-    """Count leading spans that lie within `split` characters (more than 0); tell whether the next begins within.
-
-    Of the bytes of one character only the last has a span; the others are empty and stand where the character
-    begins, so an empty span belongs to what begins there.
+    Raises:
+        ValueError: see `Encoder.encode_arrow`.
     """
-    for count, (begin, end) in enumerate(spans):
-        if end > split or (begin == end and begin >= split):
-            return count, begin < split
-    return len(spans), False
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        raise ValueError(f"an Arrow array of strings is needed, not of {texts.type}")
+    if texts.null_count:
+        raise ValueError(f"{texts.null_count} of {len(texts)} texts are null")
+    texts.validate(full=True)
+    return texts.cast(pa.large_string())

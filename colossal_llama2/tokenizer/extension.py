@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.tokenizer.byte_level_model import add_named_tokens
 from colossal_llama2.tokenizer.encoder import EncodedTexts
 from colossal_llama2.tokenizer.folder import JSON_FILE, MODEL_FILE, TokenizerFolder, read_folder
 from colossal_llama2.tokenizer.loading import read_fast, read_model, tokens_beyond
-from colossal_llama2.tokenizer.piece_model import CONTROL, NORMAL, PieceModel, as_text
+from colossal_llama2.tokenizer.piece_model import CONTROL, NORMAL, USER_DEFINED, PieceModel, as_text
 from colossal_llama2.tokenizer.reachability import processor_without_prefix
+
+_MODEL_OPTIONS: Final = (
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+)
+"""What else than vocabulary and merges decides how a ``tokenizer.json`` cuts text."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +84,13 @@ def _pieces_extension(base: TokenizerFolder, extended: TokenizerFolder) -> Exten
 
 
 def _json_extension(base: TokenizerFolder, extended: TokenizerFolder) -> Extension:
-    base_fast, extended_fast = read_fast(base), read_fast(extended)
+    base_fast, extended_fast = (add_named_tokens(read_fast(folder), folder) for folder in (base, extended))
     base_json, extended_json = json.loads(base_fast.to_str()), json.loads(extended_fast.to_str())
     for what in ("normalizer", "pre_tokenizer"):
         if base_json[what] != extended_json[what]:
+            raise _not_an_extension(extended, base, f"{what} differs")
+    for what in _MODEL_OPTIONS:
+        if base_json["model"].get(what) != extended_json["model"].get(what):
             raise _not_an_extension(extended, base, f"{what} differs")
     base_tokens, extended_tokens = _numbered(base_fast, base), _numbered(extended_fast, extended)
     _require_same_start(base, extended, base_tokens, extended_tokens)
@@ -112,10 +127,23 @@ def _typed_tokens(folder: TokenizerFolder, model: PieceModel) -> list[tuple[str,
 
 
 def _numbered(fast: Tokenizer, folder: TokenizerFolder) -> list[tuple[str, int]]:
+    """List every token by id with its type: an added token, which text may or may not give, or one of the merges."""
+    added = fast.get_added_tokens_decoder()
     tokens = sorted((index, text) for text, index in fast.get_vocab(with_added_tokens=True).items())
-    if [index for index, _ in tokens] != list(range(len(tokens))):
-        raise InputError("its ids have gaps", path=folder.path, remedy="give a tokenizer numbered without gaps")
-    return [(text, NORMAL) for _, text in tokens]
+    for expected, (index, text) in enumerate(tokens):
+        if index != expected:
+            raise InputError(
+                f"no token has id {expected}, but {text!r} has {index}",
+                path=folder.path,
+                remedy="give a tokenizer numbered without gaps",
+            )
+    return [(text, _type_of(added.get(index))) for index, text in tokens]
+
+
+def _type_of(token: AddedToken | None) -> int:
+    if token is None:
+        return NORMAL
+    return CONTROL if token.special else USER_DEFINED
 
 
 def _merges(content: dict[str, Any], folder: TokenizerFolder) -> list[tuple[str, str]]:

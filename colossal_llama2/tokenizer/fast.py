@@ -42,7 +42,7 @@ def to_fast(model: PieceModel, added: Iterable[MarkerToken], path: Path) -> Toke
     Raises:
         InputError: the model does something that `tokenizers` cannot repeat exactly.
     """
-    _refuse_inexact(model, path)
+    require_repeatable(model, path)
     ids = piece_ids(model)
     unknown = next(entry.piece for entry in model.pieces if entry.type == UNKNOWN)
     fast = Tokenizer(
@@ -106,7 +106,12 @@ def tied_pieces(model: PieceModel) -> list[str]:
     return [entry.piece for entry in contested if counts[entry.score] > 1]
 
 
-def _refuse_inexact(model: PieceModel, path: Path) -> None:
+def require_repeatable(model: PieceModel, path: Path) -> None:
+    """Refuse a model whose ids no other library gives.
+
+    Raises:
+        InputError: the model does something that only SentencePiece does; the complaint lists it all.
+    """
     require_bpe(model, path)
     reasons = []
     if not has_identity_normalizer(model):

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.tokenizer.encoder import (
-    EncodedTexts,
-    Encoder,
-    FastEncoder,
-    PieceEncoder,
-    Vocabulary,
-    set_parallelism,
-)
+from colossal_llama2.tokenizer.encoder import EncodedTexts, Encoder, Vocabulary, set_parallelism
 from colossal_llama2.tokenizer.fast import set_boundaries, to_fast
 from colossal_llama2.tokenizer.folder import MarkerToken, TokenizerFolder, read_folder
+from colossal_llama2.tokenizer.gigatoken_model import UnfitError, from_fast, from_piece_model
 from colossal_llama2.tokenizer.piece_model import CONTROL, PieceModel, demote_markers, piece_ids, read_piece_model
+from colossal_llama2.tokenizer.proved_gigatoken import load_gigatoken, say_fallback
+from colossal_llama2.tokenizer.reference_encoders import FastEncoder, PieceEncoder
 
-__all__ = ["EncodedTexts", "Encoder", "load_encoder", "load_tokenizer", "tokenizer_fingerprint"]
+__all__ = ["EncodedTexts", "Encoder", "EncoderKind", "load_encoder", "load_tokenizer", "tokenizer_fingerprint"]
+
+EncoderKind = Literal["reference", "auto", "gigatoken"]
 
 _KEPT_SETTINGS: Final = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces")
 
@@ -57,29 +56,49 @@ def tokenizer_fingerprint(tokenizer_dir: Path) -> str:
     return _fingerprint(read_folder(Path(tokenizer_dir)))
 
 
-def load_encoder(tokenizer_dir: Path, num_threads: int = 1) -> Encoder:
-    """Load the encoder of plain text: SentencePiece where there is a ``tokenizer.model``, else `tokenizers`.
+def load_encoder(
+    tokenizer_dir: Path, num_threads: int = 1, kind: EncoderKind = "reference", proof: str | None = None
+) -> Encoder:
+    """Load the encoder of plain text.
+
+    The reference is SentencePiece where there is a ``tokenizer.model``, else `tokenizers`. A command that encodes a
+    corpus asks for ``auto``: gigatoken, several times as fast, where it is proved to give the reference's ids for this
+    very tokenizer, else the reference and a line saying why. Loading gigatoken costs a second, and the proof, once a
+    user and tokenizer, some seconds, which pays from some tens of megabytes on.
 
     Args:
         tokenizer_dir: a tokenizer folder or a model folder with a tokenizer inside.
         num_threads: threads that one call may use.
+        kind: ``reference``, ``auto``, or ``gigatoken`` to have that or an error.
+        proof: `Encoder.proof` of this tokenizer's encoder in another process: what is proved there, by the same
+            versions, is not proved again.
 
     Raises:
-        InputError: no tokenizer there.
+        InputError: no tokenizer there, or gigatoken was asked for and is not equal to the reference.
     """
     folder = read_folder(Path(tokenizer_dir))
     again = (load_encoder, (folder.path, num_threads))
     if folder.model_file is not None:
         model = read_model(folder)
-        beyond = tokens_beyond(folder, model)
-        ids = {**piece_ids(model), **{token.content: token.id for token in beyond}}
-        num_tokens = max(len(model.pieces), *(token.id + 1 for token in beyond), 0)
-        vocabulary = _vocabulary(folder, ids, special_tokens(folder, model), num_tokens)
-        return PieceEncoder(model, vocabulary, num_threads, again)
-    set_parallelism(num_threads)
-    tokenizer = read_fast(folder)
-    ids = tokenizer.get_vocab(with_added_tokens=True)
-    return FastEncoder(tokenizer, _vocabulary(folder, ids, folder.special_tokens, max(ids.values()) + 1), again)
+        reference: Encoder = PieceEncoder(model, _vocabulary_of(folder, model), num_threads, again)
+        write, identity = partial(from_piece_model, model, folder.path), model.SerializeToString()
+    else:
+        set_parallelism(num_threads)
+        tokenizer = read_fast(folder)
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        vocabulary = _vocabulary(folder, ids, folder.special_tokens, max(ids.values()) + 1)
+        reference = FastEncoder(tokenizer, vocabulary, again)
+        write, identity = partial(from_fast, tokenizer), tokenizer.to_str().encode()
+    if kind == "reference":
+        return reference
+    try:
+        return load_gigatoken(write, reference, identity, num_threads, proof)
+    except UnfitError as error:
+        if kind == "gigatoken":
+            what = f"gigatoken cannot encode with this tokenizer: {error}"
+            raise InputError(what, path=folder.path, remedy="use the reference") from None
+        say_fallback(folder.path, reference.kind, str(error))
+        return reference
 
 
 def read_model(folder: TokenizerFolder) -> PieceModel:
@@ -165,6 +184,13 @@ def _load_json_tokenizer(folder: TokenizerFolder) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path))
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     return tokenizer
+
+
+def _vocabulary_of(folder: TokenizerFolder, model: PieceModel) -> Vocabulary:
+    beyond = tokens_beyond(folder, model)
+    ids = {**piece_ids(model), **{token.content: token.id for token in beyond}}
+    num_tokens = max(len(model.pieces), *(token.id + 1 for token in beyond), 0)
+    return _vocabulary(folder, ids, special_tokens(folder, model), num_tokens)
 
 
 def _vocabulary(folder: TokenizerFolder, ids: dict[str, int], named: dict[str, str], num_tokens: int) -> Vocabulary:

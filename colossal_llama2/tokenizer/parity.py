@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from colossal_llama2.tokenizer.piece_model import NORMAL, PieceModel, as_text
 
-_ODD_TEXTS: Final = (
+ODD_TEXTS: Final = (
     "",
     " ",
     "  ",
@@ -77,7 +77,7 @@ def adversarial_texts(
         seed: of the random strings.
         num_random: how many of them.
     """
-    yield from _ODD_TEXTS
+    yield from ODD_TEXTS
     for index in new_ids:
         text = as_text(model.pieces[index].piece)
         yield from (frame.format(text) for frame in _FRAMES)
@@ -126,7 +126,7 @@ def find_transformers_mismatches(
     """
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     markers = [token.content for token in tokenizer.added_tokens_decoder.values()]
-    texts = [text for text in _ODD_TEXTS if not any(marker in text for marker in markers)]
+    texts = [text for text in ODD_TEXTS if not any(marker in text for marker in markers)]
     mismatches: list[Mismatch] = []
     for text, ids in zip(texts, processor.encode(texts, out_type="numpy"), strict=True):
         expected = (*before, *ids.tolist(), *after)

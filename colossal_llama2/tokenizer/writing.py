@@ -21,8 +21,7 @@ from colossal_llama2.tokenizer.folder import (
 )
 from colossal_llama2.tokenizer.piece_model import PieceModel
 
-# Where a class, its way of converting or the source's own paths are named; they would undo what is written here.
-_DROPPED_SETTINGS: Final = (
+DROPPED_SETTINGS: Final = (
     "auto_map",
     "backend",
     "is_local",
@@ -36,6 +35,7 @@ _DROPPED_SETTINGS: Final = (
     "vocab_file",
     "use_fast",
 )
+"""Settings that name a class, its way of converting or the source's own paths; they would undo what is written."""
 
 
 def write_tokenizer(
@@ -52,15 +52,15 @@ def write_tokenizer(
     """
     (target / MODEL_FILE).write_bytes(model.SerializeToString())
     fast.save(str(target / JSON_FILE))
-    _write_json(target / CONFIG_FILE, _settings(source, named, fast))
-    _write_json(target / SPECIAL_TOKENS_FILE, named)
+    write_json(target / CONFIG_FILE, _settings(source, named, fast))
+    write_json(target / SPECIAL_TOKENS_FILE, named)
     template = source.path / TEMPLATE_FILE
     if template.is_file():
         shutil.copyfile(template, target / TEMPLATE_FILE)
 
 
 def _settings(source: TokenizerFolder, named: dict[str, str], fast: Tokenizer) -> dict[str, Any]:
-    kept = {name: value for name, value in source.settings.items() if name not in _DROPPED_SETTINGS}
+    kept = {name: value for name, value in source.settings.items() if name not in DROPPED_SETTINGS}
     if isinstance(source.chat_template, str) and not (source.path / TEMPLATE_FILE).is_file():
         kept["chat_template"] = source.chat_template
     special = {*named.values(), *source.extra_special_tokens}
@@ -99,5 +99,6 @@ def _as_entry(token: MarkerToken) -> dict[str, Any]:
     return entry
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object as transformers does: two spaces, a final line break."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,6 +63,7 @@ class Checkpoints:
         policy: where and how.
         identity: what the run is.
         rows_per_step: rows of a global batch.
+        watched: returns what those who watch the run must find again; a collective call.
         last: the last whole one written, or resumed from.
     """
 
@@ -68,6 +71,7 @@ class Checkpoints:
     policy: SavePolicy
     identity: RunIdentity
     rows_per_step: int
+    watched: Callable[[], dict[str, Any]] = dict
     last: Path | None = None
     _saved: Position | None = None
     _pending: tuple[PendingSave, RunningState, Position] | None = field(default=None, repr=False)
@@ -193,6 +197,7 @@ class Checkpoints:
             precision=self.session.settings.precision,
             identity=self.identity,
             scaler=self.session.scaler_state(),
+            watched=self.watched(),
         )
 
 

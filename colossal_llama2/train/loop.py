@@ -12,10 +12,12 @@ import torch
 from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.dataset.loader import GlobalBatches, StepBatch
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.session import CrossEntropySum, Objective, Session, StepOutcome
+from colossal_llama2.engine.session import CrossEntropies, Objective, Session, StepOutcome
 from colossal_llama2.train.checkpoints import Checkpoints, Position
+from colossal_llama2.train.flatness import FlatnessWatch
 from colossal_llama2.train.flops import StepFlops
 from colossal_llama2.train.losses import next_token_loss_sum
+from colossal_llama2.train.row_watch import RowWatch, StepLosses
 from colossal_llama2.train.run_log import RunLog, StepMetrics
 from colossal_llama2.train.stopping import NonFiniteError, StopRequest
 
@@ -38,6 +40,8 @@ class Run:
         log: the first rank's log, None elsewhere.
         flops: arithmetic of a step.
         peak_flops: of all ranks together, in FLOP/s.
+        new_rows: watches the rows that the vocabulary was expanded by, if there are any that learn.
+        flatness: watches the loss of a stage that trains the embeddings alone.
     """
 
     session: Session
@@ -51,6 +55,8 @@ class Run:
     log: RunLog | None
     flops: StepFlops
     peak_flops: float
+    new_rows: RowWatch | None = None
+    flatness: FlatnessWatch | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,9 @@ class _Totals:
     learned_tokens: int
     tokens: int
     flops: float
+    new_labels: int
     stop: bool
+    over: bool
     written: bool
 
 
@@ -86,9 +94,11 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
             if totals.stop:
                 run.checkpoints.save_and_wait(position)
                 return position, False
+            if totals.over:
+                return position, True
             if totals.written:
                 run.checkpoints.complete()
-            loss = _accumulate(run, batch, totals.learned_tokens) if totals.learned_tokens else 0.0
+            loss, new_loss_sum = _accumulate(run, batch, totals.learned_tokens) if totals.learned_tokens else (0.0, 0.0)
             _refuse_non_finite(run, loss, position, batch)
             lr = run.session.learning_rate
             outcome = _step(run.session, totals)
@@ -96,8 +106,8 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
             # ------------------------------------------------------------------------------------------------
             overflows = overflows + 1 if outcome.skipped and totals.learned_tokens else 0
             _refuse_broken_gradients(run, outcome, position, overflows)
-            if run.log is not None:
-                run.log.step(_metrics(run, position, totals, outcome, (loss, lr, began, waiting_since)))
+            metrics = _metrics(run, position, totals, outcome, (loss, lr, began, waiting_since))
+            _watch_and_log(run, metrics, totals, new_loss_sum)
             if run.save_interval and position.step % run.save_interval == 0:
                 run.checkpoints.save(position)
             if position.step >= run.total_steps:
@@ -120,9 +130,9 @@ def _pretraining_inputs(batch: Batch) -> dict[str, Any]:
     }
 
 
-def _pretraining_loss_sum(output: Any, batch: Batch, cross_entropy_sum: CrossEntropySum) -> torch.Tensor:
+def _pretraining_loss_sum(output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
     labels = batch.labels.to(ranks.device(), non_blocking=True)
-    return next_token_loss_sum(output.logits, labels, cross_entropy_sum)
+    return next_token_loss_sum(output.logits, labels, cross_entropies)
 
 
 PRETRAINING = Objective(_pretraining_inputs, _pretraining_loss_sum)
@@ -130,33 +140,61 @@ PRETRAINING = Objective(_pretraining_inputs, _pretraining_loss_sum)
 
 
 def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
-    """Agree on token counts, on whether anybody was asked to stop or all have written a checkpoint, in one call."""
+    """Agree on token counts, on whether anybody is to stop or all have written a checkpoint, in one call."""
     documents = [micro_batch.document_lengths for micro_batch in batch.micro_batches]
     tokens = sum(sum(lengths) for lengths in documents)
     flops = sum(run.flops.of(sum(lengths), lengths) for lengths in documents)
     counts = float(run.session.mesh.speaks_for_rows)  # the ranks of a model that is divided see the same rows
-    learned, tokens_sum, flops_sum, stops, written = ranks.sum_over_ranks(
+    new_labels = 0 if run.new_rows is None else run.new_rows.look(batch.micro_batches)
+    learned, tokens_sum, flops_sum, new_sum, stops, overs, written = ranks.sum_over_ranks(
         batch.num_learned * counts,
         tokens * counts,
         flops * counts,
+        new_labels * counts,
         float(run.stop.requested),
+        float(run.flatness is not None and run.flatness.over),
         float(run.checkpoints.written),
     )
     return _Totals(
         learned_tokens=int(learned),
         tokens=int(tokens_sum),
         flops=flops_sum,
+        new_labels=int(new_sum),
         stop=stops > 0,
+        over=overs > 0,
         written=written == ranks.world_size(),
     )
 
 
-def _accumulate(run: Run, batch: StepBatch, learned_tokens: int) -> float:
-    """Run forward and backward over the micro-batches; return the mean loss over the global batch, in nats."""
+def _accumulate(run: Run, batch: StepBatch, learned_tokens: int) -> tuple[float, float]:
+    """Run forward and backward over the micro-batches.
+
+    Returns:
+        The mean loss over the global batch, and the sum of its losses on new tokens, in nats.
+    """
     mesh = run.session.mesh
     weight = mesh.data_size / learned_tokens  # gradients are averaged over data ranks: undo that, then divide
-    total = float(run.session.learn(batch.micro_batches, run.objective, weight))
-    return ranks.sum_over_ranks(total * mesh.speaks_for_loss)[0] / learned_tokens
+    total = run.session.learn(batch.micro_batches, run.objective, weight)
+    new = torch.zeros_like(total) if run.new_rows is None else run.new_rows.take_new_loss()
+    own = [value * mesh.speaks_for_loss for value in torch.stack((total, new)).tolist()]
+    loss_sum, new_sum = ranks.sum_over_ranks(*own)
+    return loss_sum / learned_tokens, new_sum
+
+
+def _watch_and_log(run: Run, metrics: StepMetrics, totals: _Totals, new_loss_sum: float) -> None:
+    """Let those who watch the run see a step, and log it; what they measure is not part of the step's time."""
+    report, learned = None, totals.learned_tokens
+    if run.flatness is not None and learned:
+        run.flatness.after_step(metrics.step, metrics.loss)
+    if run.new_rows is not None:
+        losses = StepLosses(metrics.loss * learned, learned, new_loss_sum, totals.new_labels, metrics.skipped)
+        report = run.new_rows.after_step(metrics.step, losses, last=metrics.step >= run.total_steps)
+    if run.log is None:
+        return
+    run.log.step(metrics if report is None else replace(metrics, new_rows=report.figures()))
+    if report is not None:
+        texts = {f"new_rows/{name}/neighbours": table for name, table in report.neighbours.items()}
+        run.log.remark(metrics.step, report.line(), texts)
 
 
 def _step(session: Session, totals: _Totals) -> StepOutcome:

@@ -49,6 +49,7 @@ from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_ste
 from colossal_llama2.train.settings import TrainSettings, check_settings
 from colossal_llama2.train.stopping import EXIT_STOPPED, StopRequest
 from colossal_llama2.train.trained import Trained, check_adapter, mark_trained, plan_trained
+from colossal_llama2.train.watching import build_watches, rows_to_watch
 
 
 def main(settings: TrainSettings) -> int:
@@ -57,6 +58,8 @@ def main(settings: TrainSettings) -> int:
     start = find_starting_point(settings.model.pretrained, settings.model.load_checkpoint, settings.output.save_dir)
     corpus = open_inputs(settings, start)
     trained = plan_trained(settings, start)
+    if settings.output.new_rows_interval:
+        rows_to_watch(settings, trained)  # now: a mistake in it must not cost a run
     identity = _identity(settings, corpus, trained)
     state = _checked_state(settings, start, identity)
     check_adapter(trained, settings, start)
@@ -175,17 +178,19 @@ def build(
         session.frozen_weights.clear()  # the base is not saved
     output = settings.output
     policy = SavePolicy(output.save_dir, settings.model.pretrained, output.keep_checkpoints, output.async_save)
-    checkpoints = Checkpoints(session, policy, identity, batches.rows_per_step)
+    watches = build_watches(settings, trained, session, total_steps)
+    checkpoints = Checkpoints(session, policy, identity, batches.rows_per_step, watches.as_state)
     per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     # everything that draws numbers is behind us: from here on the random state is dropout's, or the checkpoint's
     ranks.seed_dropout(settings.optimizer.seed, data_rank=session.mesh.data_rank)
     position = Position()
     if state is not None and start.checkpoint_dir is not None:
         position = checkpoints.resume(state, start.checkpoint_dir)
+        watches.load_state(state.watched)
     run = Run(
         session=session,
         batches=batches,
-        objective=PRETRAINING,
+        objective=watches.objective(PRETRAINING),
         checkpoints=checkpoints,
         total_steps=total_steps,
         num_epochs=settings.data.num_epochs,
@@ -194,6 +199,8 @@ def build(
         log=_open_log(settings, position.step, total_steps),
         flops=flops,
         peak_flops=per_rank * ranks.world_size(),
+        new_rows=watches.new_rows,
+        flatness=watches.flatness,
     )
     return run, position
 

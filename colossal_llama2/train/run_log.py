@@ -6,7 +6,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class StepMetrics:
         seconds: wall time of the step.
         data_seconds: time of it spent waiting for rows.
         skipped: True when the weights were left alone (overflow, or nothing to learn).
+        new_rows: figures of the new rows, in the lines of steps that report on them.
     """
 
     step: int
@@ -51,6 +53,7 @@ class StepMetrics:
     seconds: float
     data_seconds: float
     skipped: bool
+    new_rows: dict[str, Any] = field(default_factory=dict)
 
 
 class RunLog:
@@ -79,12 +82,22 @@ class RunLog:
 
     def step(self, metrics: StepMetrics) -> None:
         """Write one step everywhere."""
-        self._file.write(json.dumps(asdict(metrics), allow_nan=False) + "\n")
+        line = asdict(metrics)
+        if not metrics.new_rows:
+            del line["new_rows"]
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._write_events(metrics)
         self._bar.set_postfix_str(f"loss {metrics.loss:.4f}, {metrics.tokens_per_second:,.0f} tokens/s")
         self._bar.update(1)
         if self._bar.disable and (metrics.step % self._interval == 0 or metrics.step in (self._first + 1, self._total)):
             self._print(metrics)
+
+    def remark(self, step: int, line: str, texts: Mapping[str, str]) -> None:
+        """Print a line about a step, and give TensorBoard texts by their tags."""
+        self._bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+        for tag, text in texts.items():
+            self._event("text", tag, text, step)
 
     def close(self) -> None:
         """Flush and close."""
@@ -95,13 +108,18 @@ class RunLog:
 
     def _write_events(self, metrics: StepMetrics) -> None:
         for name in ("loss", "grad_norm", "lr", "tokens_per_second", "mfu", "memory"):
-            value = getattr(metrics, name)
-            if value is not None and self._events is not None:
-                try:
-                    self._events.add_scalar(f"train/{name}", value, metrics.step)
-                except OSError as error:  # raised by TensorBoard's thread, which is gone after that
-                    cli.warn(f"no more TensorBoard events: {error}; metrics.jsonl goes on")
-                    self._events = None
+            self._event("scalar", f"train/{name}", getattr(metrics, name), metrics.step)
+        for name, value in _flat(metrics.new_rows):
+            self._event("scalar", f"new_rows/{name}", value, metrics.step)
+
+    def _event(self, kind: str, tag: str, value: Any, step: int) -> None:
+        if value is None or self._events is None:
+            return
+        try:
+            getattr(self._events, f"add_{kind}")(tag, value, step)
+        except OSError as error:  # raised by TensorBoard's thread, which is gone after that
+            cli.warn(f"no more TensorBoard events: {error}; metrics.jsonl goes on")
+            self._events = None
 
     def _print(self, metrics: StepMetrics) -> None:
         seconds_per_step = (time.perf_counter() - self._started) / (metrics.step - self._first)
@@ -137,6 +155,15 @@ class _Lines:
         if self._waiting:
             cli.warn(f"{self._path} lacks its last {len(self._waiting)} bytes")
         os.close(self._descriptor)
+
+
+def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the figures by TensorBoard's names, groups in front."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}/")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _lines_up_to(path: Path, step: int) -> list[str]:

@@ -27,6 +27,9 @@ class ModelOptions:
     train_new_rows_only: bool = False
     """Train only the rows that the vocabulary was expanded by, in embedding and head: all other rows stay as they are
     to the last bit, and so does every other weight. With --lora_rank the adapter learns as well."""
+    stop_when_flat: bool = False
+    """End a stage that trains the embeddings alone when its loss has stopped falling, as if its steps were done; a line
+    says so, with this flag or without."""
     use_grad_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
     use_flash_attn: bool = False
@@ -144,6 +147,9 @@ class OutputOptions:
     divided by the number of ranks."""
     log_interval: int = 10
     """Steps between lines of progress where there is no terminal."""
+    new_rows_interval: int | None = None
+    """Steps between reports on the rows that the vocabulary was expanded by: norms, rows never updated, nearest old
+    rows, loss on new tokens; 0 for none (default: 50 where --pretrained holds an expansion.json and its rows learn)."""
     overwrite: bool = False
     """Discard the checkpoints and the model that an earlier run left in --save_dir."""
 
@@ -199,6 +205,7 @@ def check_settings(settings: TrainSettings) -> None:
         "save_interval": (output.save_interval, 0),
         "keep_checkpoints": (output.keep_checkpoints, 0),
         "log_interval": (output.log_interval, 1),
+        "new_rows_interval": (output.new_rows_interval or 0, 0),
         "max_steps": (1 if data.max_steps is None else data.max_steps, 1),
         "warmup_steps": (optimizer.warmup_steps or 0, 0),
         "weight_decay": (optimizer.weight_decay, 0),
@@ -223,6 +230,12 @@ def check_settings(settings: TrainSettings) -> None:
 
 def _check_trained(settings: TrainSettings) -> None:
     model, lora, plugin = settings.model, settings.lora, settings.parallel.plugin
+    embeddings_only = (model.freeze_non_embeds_params or model.train_new_rows_only) and not lora.lora_rank
+    if model.stop_when_flat and not embeddings_only:
+        raise InputError(
+            "--stop_when_flat ends a stage that trains the embeddings alone, and this one trains more",
+            remedy="pass --freeze_non_embeds_params or --train_new_rows_only without --lora_rank, or leave it out",
+        )
     if model.train_new_rows_only and settings.optimizer.decay_all_params:
         raise InputError(
             "--decay_all_params would pull at the rows that --train_new_rows_only keeps", remedy="leave one out"

@@ -1,15 +1,21 @@
-"""A model small enough to add up by hand, and the benchmark's measurements of a training step."""
+"""Models small enough to add up by hand or to train in no time, and the benchmark's measurements of a training step."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from colossal_llama2.engine import ranks
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision
+from colossal_llama2.engine.running_state import RunIdentity, RunningState
+from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.model_shape import ModelShape, shape_of
 
 ROOT = Path(__file__).parents[2]
@@ -44,3 +50,70 @@ def training_memory() -> Any:
     sys.modules[name] = module  # dataclasses look themselves up there
     specification.loader.exec_module(module)
     return module
+
+
+class TinyTraining:
+    """A model of two layers, boosted and trained by hand in this process, and the state of a run that does."""
+
+    STATE = RunningState(
+        epoch=0,
+        step=0,
+        rows_consumed=0,
+        tokens=0,
+        rows_per_step=1,
+        world_size=1,
+        plugin="zero2",
+        precision="bf16",
+        identity=RunIdentity("t", "c", "everything", 0),
+    )
+
+    @staticmethod
+    def model_folder(folder: Path, tie: bool = False) -> Path:
+        """Make a model folder, the same each time."""
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        LlamaForCausalLM(LlamaConfig(vocab_size=64, tie_word_embeddings=tie, **sizes)).save_pretrained(folder)
+        return folder
+
+    @staticmethod
+    def boosted(
+        folder: Path, plugin: PluginName, lr: float = 1e-2, decay: float = 0.1, precision: Precision = "bf16"
+    ) -> Session:
+        """Boost the model of a folder."""
+        from transformers import AutoModelForCausalLM
+
+        model: Any = AutoModelForCausalLM.from_pretrained(folder)
+        groups = [{"params": list(model.parameters()), "weight_decay": decay}]
+        return Session(
+            PluginSettings(plugin, precision), model, groups, AdamSettings(lr=lr), lambda step: 1 / (step + 1)
+        )
+
+    @staticmethod
+    def train_a_step(session: Session) -> float:
+        """Train on the same tokens as ever; return the loss."""
+        ids = torch.arange(24).reshape(2, 12) % 64
+        loss = session.forward(input_ids=ids, labels=ids, use_cache=False).loss
+        session.backward(loss)
+        session.step()
+        return float(loss.detach())
+
+    @staticmethod
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        """Read a model folder's weights."""
+        return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> type[TinyTraining]:
+    """Give a tiny model, and what is done with it."""
+    return TinyTraining
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """Make a process group of this process alone."""
+    ranks.launch(seed=0)
+    yield
+    ranks.close()

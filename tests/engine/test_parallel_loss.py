@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from colossal_llama2.engine.parallel_loss import cross_entropy_sum
+from colossal_llama2.engine.parallel_loss import cross_entropies
 
 
 class ThreadGroup:
@@ -38,20 +38,21 @@ def test_divided_equals_whole(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int,
     )  # large: exp of these overflows unless the maximum is taken off
     targets = torch.tensor([0, vocabulary - 1, sizes[0] - 1, min(sizes[0], vocabulary - 1), 1, 2])
     exact = whole.double().requires_grad_()
-    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="sum")
-    (expected * 0.5).backward()
+    expected = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    weights = torch.linspace(0.5, 1.5, tokens)  # each token's gradient has a scale of its own
+    (expected * weights).sum().backward()
 
     group = ThreadGroup(len(sizes))
     monkeypatch.setattr(dist, "all_reduce", group.all_reduce)
-    results: dict[int, tuple[float, torch.Tensor]] = {}
+    results: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def work(rank: int) -> None:
         first = sum(sizes[:rank])
         part = whole[:, first : first + sizes[rank]].clone().requires_grad_()
-        loss = cross_entropy_sum(part, targets, first, group)
-        (loss * 0.5).backward()
+        losses = cross_entropies(part, targets, first, group)
+        (losses * weights).sum().backward()
         assert part.grad is not None
-        results[rank] = (float(loss), part.grad)
+        results[rank] = (losses.detach(), part.grad)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(sizes))]
     for thread in threads:
@@ -59,7 +60,8 @@ def test_divided_equals_whole(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int,
     for thread in threads:
         thread.join()
     assert len(results) == len(sizes)
-    assert all(loss == pytest.approx(float(expected), rel=1e-5) for loss, _ in results.values())
+    for losses, _ in results.values():
+        torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
     gradient = torch.cat([results[rank][1] for rank in range(len(sizes))], dim=1)
     assert gradient.dtype == dtype
     assert exact.grad is not None

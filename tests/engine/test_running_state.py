@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ STATE = RunningState(
     precision="bf16",
     identity=IDENTITY,
     scaler={"scale": 8.0},
+    watched={"loss_curve": {"version": 1, "means": [2.5, 1 / 3]}},
 )
 
 
@@ -53,6 +54,13 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     write_running_state(replace(STATE, version=99), tmp_path)
     with pytest.raises(InputError, match="version 99"):
         read_running_state(tmp_path)
+
+
+def test_version_2_had_nobody_watching(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(asdict(replace(STATE, version=2))))
+    del content["watched"]
+    (tmp_path / FILE_NAME).write_text(json.dumps(content))
+    assert read_running_state(tmp_path) == replace(STATE, version=2, watched={})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 2}', '{"version": 2, "identity": {}}'])

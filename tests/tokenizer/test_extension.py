@@ -136,3 +136,38 @@ def test_byte_level_merges_in_another_order_are_refused(byte_level_tokenizer_dir
     other = _with(byte_level_tokenizer_dir, reverse, tmp_path / "other")
     with pytest.raises(InputError, match="another order"):
         read_extension(byte_level_tokenizer_dir, other)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("ignore_merges", True), ("dropout", 0.5), ("fuse_unk", True), ("byte_fallback", True)]
+)
+def test_byte_level_options_must_agree(
+    option: str, value: object, byte_level_tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    other = _with(
+        byte_level_tokenizer_dir, lambda content: content["model"].update({option: value}), tmp_path / "other"
+    )
+    with pytest.raises(InputError, match=f"{option} differs"):
+        read_extension(byte_level_tokenizer_dir, other)
+
+
+def test_a_special_token_must_stay_one(byte_level_tokenizer_dir: Path, tmp_path: Path) -> None:
+    def demote(content: Any) -> None:
+        content["added_tokens"][1]["special"] = False
+
+    def forget(content: Any) -> None:
+        del content["added_tokens"][1]
+
+    for change in (demote, forget):
+        other = _with(byte_level_tokenizer_dir, change, tmp_path / change.__name__)
+        with pytest.raises(InputError, match=r"token 1 is '<\|end\|>' of another type"):
+            read_extension(byte_level_tokenizer_dir, other)
+
+
+def test_gaps_are_named(byte_level_tokenizer_dir: Path, tmp_path: Path) -> None:
+    def leave_a_gap(content: Any) -> None:
+        content["model"]["vocab"]["zzz"] = len(content["model"]["vocab"]) + 1
+
+    other = _with(byte_level_tokenizer_dir, leave_a_gap, tmp_path / "other")
+    with pytest.raises(InputError, match="no token has id 500, but 'zzz' has 501"):
+        read_extension(byte_level_tokenizer_dir, other)

@@ -185,17 +185,28 @@ def train_command(tiny_model_dir: Path, corpus_dir: Path) -> Callable[..., list[
     return command
 
 
-@pytest.fixture(scope="session")
-def warm_ranks() -> Iterator[Any]:
-    """Give ranks that have imported everything already: most of the seconds of a tiny run are imports."""
-    specification = importlib.util.spec_from_file_location("warm_ranks", ROOT / "benchmarks" / "warm_ranks.py")
+def load_benchmark(name: str) -> Any:
+    """Import a module of benchmarks/ by its place: tests and benchmarks share it, and neither is a package's part."""
+    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    sys.modules["warm_ranks"] = module  # dataclasses look themselves up there
+    sys.modules[name] = module  # dataclasses look themselves up there
     specification.loader.exec_module(module)
-    with module.WarmRanks() as warm:
+    return module
+
+
+@pytest.fixture(scope="session")
+def warm_ranks() -> Iterator[Any]:
+    """Give ranks that have imported everything already: most of the seconds of a tiny run are imports."""
+    with load_benchmark("warm_ranks").WarmRanks() as warm:
         yield warm
+
+
+@pytest.fixture(scope="session")
+def parity_reference() -> Any:
+    """Give the one training loop in plain PyTorch that everything is compared with."""
+    return load_benchmark("parity_reference")
 
 
 @pytest.fixture(scope="session")
@@ -212,59 +223,25 @@ def train_on(tiny_model_dir: Path, corpus_dir: Path, warm_ranks: Any) -> Callabl
 
 
 @pytest.fixture(scope="session")
-def plain_curve() -> Callable[..., list[tuple[float, float]]]:
-    """Give a function that trains with torch alone, a document at a time; it returns (loss, gradient norm) a step.
+def plain_curve(parity_reference: Any) -> Callable[..., list[tuple[float, float]]]:
+    """Give a function that trains a model's parameter groups plainly; it returns (loss, gradient norm) a step.
 
-    Five steps of four rows under `plain_flags`; what comes before a document in its row cannot matter.
+    Five steps of four rows under `plain_flags`.
     """
 
     def train(model: Any, groups: list[dict[str, Any]], corpus_dir: Path) -> list[tuple[float, float]]:
-        import torch
-
-        from colossal_llama2.dataset.corpus import PreparedCorpus
-        from colossal_llama2.dataset.order import epoch_order
-        from colossal_llama2.train.schedule import cosine_multiplier
-
-        corpus = PreparedCorpus.open([corpus_dir])
-        order = epoch_order(corpus.bucket_sizes, 3, 0)
-        optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-4)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        curve = []
-        for step in range(5):
-            losses = []
-            for index in order[step * 4 : (step + 1) * 4]:
-                losses += row_losses(model.train(), corpus.row(int(index)))
-            loss = torch.stack(losses).mean()
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-2 * cosine_multiplier(step, 5, 2)
-            optimizer.step()
-            optimizer.zero_grad()
-            curve.append((loss.item(), norm.item()))
+        curve: list[tuple[float, float]] = parity_reference.train_plainly(
+            model, groups, corpus_dir, parity_reference.PlainSteps()
+        )
         return curve
 
     return train
 
 
-def row_losses(model: Any, row: Any) -> list[Any]:
-    """Run each document of a row on its own, through transformers' own attention; return a loss a learned token."""
-    import torch
-
-    losses, begin = [], 0
-    for length in row.seq_lens.tolist():
-        ids = torch.tensor(row.input_ids[begin : begin + length].astype(int))[None]
-        labels = row.labels[begin : begin + length]
-        scores = model(input_ids=ids, use_cache=False).logits[0].log_softmax(-1)
-        losses += [-scores[t - 1, int(labels[t])] for t in range(1, length) if labels[t] != -100]
-        begin += length
-    return losses
-
-
 @pytest.fixture(scope="session")
-def plain_flags() -> list[object]:
-    """Give the flags under which train.py does what `plain_curve` does.
-
-    The large epsilon keeps Adam from blowing rounding noise in near-zero gradients up to full steps.
-    """
-    return ["--max_steps", 5, "--lr", 1e-2, "--warmup_steps", 2, "--adam_eps", 1e-4, "--seed", 3]
+def plain_flags(parity_reference: Any) -> list[object]:
+    """Give the flags under which train.py does what `plain_curve` does."""
+    plain = parity_reference
+    numbers = {"lr": plain.LR, "warmup_steps": plain.WARMUP, "adam_eps": plain.EPS, "seed": plain.SEED}
+    steps = ["--max_steps", plain.PlainSteps().steps]
+    return [*steps, *(part for name, value in numbers.items() for part in (f"--{name}", value))]

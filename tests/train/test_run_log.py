@@ -6,6 +6,7 @@ import json
 import resource
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def write(run_dir: Path, first: int, last: int, loss: float = 2.5) -> None:
     log.close()
 
 
-def lines(run_dir: Path) -> list[dict[str, float]]:
+def lines(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / METRICS_FILE).read_text().splitlines()]
 
 
@@ -50,6 +51,20 @@ def test_an_overflow_is_said_in_json_and_in_words(tmp_path: Path, capsys: pytest
     log.close()
     assert lines(tmp_path)[0]["grad_norm"] is None
     assert "overflow" in capsys.readouterr().out
+
+
+def test_figures_of_new_rows_stand_in_the_lines_of_their_steps_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(tmp_path, 0, 2, interval=1)
+    log.step(METRICS)
+    log.step(replace(METRICS, step=2, new_rows={"loss_new": None, "input": {"norm_mean": 0.5}}))
+    log.remark(2, "new rows: fine", {"new_rows/input/neighbours": "| a | b |"})
+    log.close()
+    first, second = lines(tmp_path)
+    assert "new_rows" not in first
+    assert second["new_rows"] == {"loss_new": None, "input": {"norm_mean": 0.5}}
+    assert "new rows: fine" in capsys.readouterr().out
 
 
 def test_lines_wait_while_the_disk_is_full(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,201 @@
+"""The text to mine: documents by category, some of them held out, personal data cut away."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from colossal_llama2.errors import InputError
+from colossal_llama2.jsonl import iterate_lines, parse_record, string_field
+
+BadRecords = Literal["error", "skip"]
+_SUFFIXES: Final = (".jsonl", ".txt")
+
+# Possessive and anchored: a run of a million letters or digits is gone through once.
+_PERSONAL: Final = re.compile(
+    r"(?P<url_with_user>\b[a-z][a-z0-9+.-]{1,15}://[^\s/@]++@[^\s<>\"')\]]*+"
+    r"|\bhttps?://[^\s<>\"')\]]{0,200}?/(?:~|@|u/|user/|users/|people/|profile/|author/|space/)[^\s<>\"')\]/]++)"
+    r"|(?P<e_mail>(?<![\w.%+-])[\w.%+-]++@[\w-]++(?:\.[\w-]++)++)"
+    r"|(?P<telephone>(?<![\d.A-Za-z_])(?:\+\d{1,3}[ .-]?)?(?:\(\d{2,5}\)[ .-]?|\d{2,5}[ .-])"
+    r"(?:\d{3,5}[ .-]?){1,2}\d{2,5}(?![\dA-Za-z_]|\.\d))"
+    r"|(?P<digits>\d{7,}+)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the sub-dataset it is from."""
+
+    text: str
+    category: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to mine, documents to measure on, and what was left aside.
+
+    Attributes:
+        mined: documents to mine, in the order of files and lines.
+        held_out: documents that are not mined.
+        files: the files read.
+        ignored: files of the folders that are no text.
+        refused: complaints about lines that are no record, with `skip`.
+    """
+
+    mined: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+    files: tuple[Path, ...]
+    ignored: tuple[Path, ...]
+    refused: tuple[str, ...]
+
+
+def read_corpus(entries: Sequence[Path], holdout: float, bad_records: BadRecords = "error") -> Corpus:
+    """Read the documents of folders and files: records of ``.jsonl``, paragraphs of ``.txt``.
+
+    A record has source and target, or text, and perhaps a category; a paragraph ends at a blank line. Where no category
+    is named it is the file's name. A document is held out by the hash of its text, so equal ones stay together and none
+    changes sides when others come or go.
+
+    Args:
+        entries: folders, searched in depth, and files.
+        holdout: share of the documents to hold out, from 0 to less than 1.
+        bad_records: whether a line that is not a record ends everything, or is listed.
+
+    Raises:
+        InputError: a path is missing, cannot be read or holds no text, or a line is not a record.
+    """
+    files, ignored = find_text_files(entries)
+    refused: list[str] = []
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for path in files:
+        for document in _documents(path, refused if bad_records == "skip" else None):
+            sides[_fraction(document.text) < holdout].append(document)
+    if not sides[0]:
+        raise InputError("holds no document to mine", path=entries[0], remedy="give text, or a smaller --holdout")
+    return Corpus(tuple(sides[0]), tuple(sides[1]), tuple(files), tuple(ignored), tuple(refused))
+
+
+def find_text_files(entries: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """List the ``.jsonl`` and ``.txt`` of folders, by path, and files as they are named; and what else lies there.
+
+    Raises:
+        InputError: an entry is missing or holds no text.
+    """
+    files: list[Path] = []
+    ignored: list[Path] = []
+    for entry in entries:
+        if not entry.exists():
+            raise InputError("does not exist", path=entry, remedy="name folders or files of text")
+        inside = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if path.is_file())
+        texts = [path for path in inside if path.suffix in _SUFFIXES]
+        if not texts:
+            raise InputError("holds no .jsonl or .txt", path=entry, remedy="name folders or files of text")
+        files += texts
+        ignored += [path for path in inside if path.suffix not in _SUFFIXES]
+    twice = [path for path, count in Counter(path.resolve() for path in files).items() if count > 1]
+    if twice:
+        raise InputError("is named twice", path=twice[0], remedy="name it once")
+    return files, ignored
+
+
+def cut_personal_data(text: str, counts: Counter[str]) -> str:
+    """Put a line break in place of every e-mail address, telephone number, URL with a user's name and long run of
+    digits, and count them by kind."""
+
+    def cut(match: re.Match[str]) -> str:
+        counts[match.lastgroup or ""] += 1
+        return "\n"
+
+    return _PERSONAL.sub(cut, text)
+
+
+def category_weights(documents: Sequence[Document], balance: float, factors: dict[str, float]) -> list[int]:
+    """Return what a use counts in each document.
+
+    Args:
+        documents: the documents.
+        balance: 0 counts every use alike, 1 lets every category have the same say whatever its size.
+        factors: further factors by category.
+
+    Raises:
+        InputError: a factor for a category that is not there, or one that is not above 0.
+    """
+    sizes: Counter[str] = Counter()
+    for document in documents:
+        sizes[document.category] += len(document.text)
+    for name, factor in factors.items():
+        if name not in sizes or not 0 < factor < float("inf"):
+            what = f"--category_weights gives {factor:g} to {name!r}"
+            raise InputError(what, remedy=f"give a number above 0 to any of {', '.join(sorted(sizes))}")
+    mean = sizes.total() / len(sizes)
+    weights = {name: (mean / size) ** balance * factors.get(name, 1.0) for name, size in sizes.items()}
+    if len(set(weights.values())) == 1:
+        return [1] * len(documents)
+    least = min(weights.values())
+    # Whole numbers, so that sums do not depend on their order.
+    whole = {name: round(100 * weight / least) for name, weight in weights.items()}
+    return [whole[document.category] for document in documents]
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Read ``a=2,b=0.5``.
+
+    Raises:
+        InputError: a part is not a name and a number.
+    """
+    weights: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            name = ""
+        if not name:
+            raise InputError(f"--category_weights holds {part!r}", remedy="write category=number,category=number")
+    return weights
+
+
+def _documents(path: Path, refused: list[str] | None) -> Iterator[Document]:
+    """Yield the documents of a file; lines that are no record go into `refused`, if there is such a list."""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", path=path) from None
+    if path.suffix == ".txt":
+        try:
+            text = raw.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"not UTF-8 (at byte {error.start})", path=path, remedy="convert it to UTF-8") from None
+        for paragraph in re.split(r"(?:\r?\n[ \t]*){2,}", text):
+            if paragraph.strip():
+                yield Document(paragraph, path.stem)
+        return
+    for line, content in iterate_lines(raw.split(b"\n")):
+        try:
+            document = _of_record(parse_record(content, path, line), path, line)
+        except InputError as error:
+            if refused is None:
+                raise
+            refused.append(str(error))
+            continue
+        if document.text:
+            yield document
+
+
+def _of_record(record: dict[str, Any], path: Path, line: int) -> Document:
+    if "target" in record or "source" in record:
+        text = string_field(record, "source", path, line, default="") + string_field(record, "target", path, line)
+    else:
+        text = string_field(record, "text", path, line)
+    return Document(text, string_field(record, "category", path, line, default=path.stem) or path.stem)
+
+
+def _fraction(text: str) -> float:
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
