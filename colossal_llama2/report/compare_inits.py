@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from colossal_llama2 import cli
-from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
+from colossal_llama2.dataset.preparation import MixOptions, PrepareSettings, SpliceOptions, WorkOptions
 from colossal_llama2.dataset.prepare_pretrain_dataset import main as prepare
 from colossal_llama2.engine.plugins import Precision
 from colossal_llama2.errors import InputError
