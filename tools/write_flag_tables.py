@@ -13,6 +13,7 @@ from colossal_llama2.engine.nodes.plain import PlainSettings
 from colossal_llama2.flag_tables import flag_table
 from colossal_llama2.model import init_model
 from colossal_llama2.model.merge_lora import MergeSettings
+from colossal_llama2.report.compare_inits import CompareSettings
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
 from colossal_llama2.train.plan import PlanSettings
@@ -31,6 +32,7 @@ COMMANDS = {
     "tools/plain_hostfile.py": PlainSettings,
     "tools/generate.py": GenerateSettings,
     "tools/evaluate.py": EvaluateSettings,
+    "tools/compare_inits.py": CompareSettings,
 }
 
 

@@ -17,7 +17,12 @@ from colossal_llama2.report.evaluate import main as evaluate
 from colossal_llama2.tokenizer.init_tokenizer import Settings as TokenizerSettings
 from colossal_llama2.tokenizer.init_tokenizer import main as init_tokenizer
 
-TEXTS = ["x今天天气很好 fox", "the quick fox jumps. 今天 天气", "今天 the 天气 is 天气", "天气很好，天气很好 今天 world"]
+TEXTS = [
+    "x今天天气很好 fox",
+    "the quick fox jumps. 今天 天气",
+    "今天 the 天气 is 天气",
+    "天气很好，天气很好 今天 world",
+]
 
 
 def write(path: Path, texts: list[str]) -> Path:
@@ -37,7 +42,10 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., CompareSetti
         defaults: dict[str, Any] = {
             "source_model_and_tokenizer_path": tiny_model_dir,
             "target_tokenizer_path": tmp_path / "tokenizer",
-            "data": (write(tmp_path / "chinese.jsonl", TEXTS[:2]), write(tmp_path / "english.jsonl", ["the quick fox"])),
+            "data": (
+                write(tmp_path / "chinese.jsonl", TEXTS[:2]),
+                write(tmp_path / "english.jsonl", ["the quick fox"]),
+            ),
             "output_dir": tmp_path / "out",
             "inits": ("random", "mean", "distilled", "weighted/distilled"),
             "distill": DistillOptions((write(tmp_path / "text.jsonl", TEXTS),), distill_steps=2, distill_length=30),
@@ -94,7 +102,7 @@ def test_mistakes_cost_no_time(settings: Callable[..., CompareSettings], tmp_pat
         assert not (tmp_path / "work").exists()
 
     refused("--inits median; write mean, weighted", inits=("mean", "median"))
-    refused("--inits mean/same", inits=("mean/same",))
+    refused("--inits mean/auto", inits=("mean/auto",))
     refused("nothing to do", inits=())
     refused("without --distill_corpus", distill=DistillOptions())
     refused("must be 1 or more", train_steps=0)
