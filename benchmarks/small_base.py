@@ -19,6 +19,7 @@ from colossal_llama2.jsonl import read_jsonl
 ROOT = Path(__file__).resolve().parents[1]
 ENGLISH_PIECES = 2048
 CONTEXT = 512
+_SEED = 1
 LANGUAGES = {"chinese": "zh", "english": "en"}
 # Of 40 documents: 1 is held out, the Chinese that the base learns from, and what is left to adapt it with.
 _EVERY, _BASE_CHINESE = 40, range(1, 15)
@@ -39,7 +40,7 @@ class Texts:
     adaptation: dict[str, Path]
 
 
-def split_texts(data: Path, folder: Path, most_held_out: int = 160_000) -> Texts:
+def split_texts(data: Path, folder: Path, most_held_out: int) -> Texts:
     """Divide ``DATA/pretrain`` document by document; no document is in two parts.
 
     Args:
@@ -71,31 +72,32 @@ def split_texts(data: Path, folder: Path, most_held_out: int = 160_000) -> Texts
     return texts
 
 
-def make_base(texts: Texts, folder: Path, steps: int, seed: int) -> Path:
+def make_base(texts: Texts, folder: Path, steps: int, tied: bool) -> Path:
     """Make tokenizer and random model, and train it with the project's own commands.
 
     Args:
         texts: of `split_texts`.
         folder: where everything goes.
         steps: of 4,096 tokens.
-        seed: of the model's random weights and of the order of the rows.
+        tied: make embedding and output head one matrix.
 
     Returns:
-        The model's folder.
+        The model's folder; one that an earlier call made is taken as it is.
     """
-    tokenizer, random_model, trained = folder / "tokenizer", folder / f"random-{seed}", folder / f"base-{seed}"
+    kind = "tied" if tied else "untied"
+    tokenizer, random_model, trained = folder / "tokenizer", folder / f"random-{kind}", folder / f"base-{kind}"
     if (trained / "modeling").is_dir():
         return trained / "modeling"
     if not tokenizer.is_dir():
         _make_tokenizer(texts.base["english"], tokenizer)
         _prepare(texts, tokenizer, folder / "corpus")
-    _make_random_model(tokenizer, random_model, seed)
+    _make_random_model(tokenizer, random_model, tied)
     run(
         "train.py",
         *("--pretrained", random_model, "--dataset", folder / "corpus", "--save_dir", trained),
         *("--plugin", "ddp", "--mixed_precision", "fp32", "--max_length", CONTEXT, "--micro_batch_size", 8),
-        *("--max_steps", steps, "--num_epochs", 100, "--lr", 3e-3, "--warmup_steps", 50, "--seed", seed),
-        *("--save_interval", 100, "--keep_checkpoints", 1, "--log_interval", 100),
+        *("--max_steps", steps, "--num_epochs", 100, "--lr", 3e-3, "--warmup_steps", 50, "--seed", _SEED),
+        *("--save_interval", 0, "--log_interval", 100),
     )
     return trained / "modeling"
 
@@ -143,11 +145,11 @@ def _prepare(texts: Texts, tokenizer: Path, folder: Path) -> None:
     )
 
 
-def _make_random_model(tokenizer: Path, folder: Path, seed: int) -> None:
+def _make_random_model(tokenizer: Path, folder: Path, tied: bool) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(seed)
+    torch.manual_seed(_SEED)
     config = LlamaConfig(
         vocab_size=ENGLISH_PIECES,
         hidden_size=128,
@@ -156,7 +158,7 @@ def _make_random_model(tokenizer: Path, folder: Path, seed: int) -> None:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,
     )

@@ -13,13 +13,16 @@ from colossal_llama2.engine.nodes.plain import PlainSettings
 from colossal_llama2.flag_tables import flag_table
 from colossal_llama2.model import init_model
 from colossal_llama2.model.merge_lora import MergeSettings
+from colossal_llama2.report.compare_inits import CompareSettings
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
+from colossal_llama2.tokenizer.mine_pieces import MineSettings
 from colossal_llama2.train.plan import PlanSettings
 from colossal_llama2.train.settings import TrainSettings
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
 COMMANDS = {
+    "tools/mine_pieces.py": MineSettings,
     "tools/init_tokenizer.py": init_tokenizer.Settings,
     "tools/init_model.py": init_model.Settings,
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
@@ -31,6 +34,7 @@ COMMANDS = {
     "tools/plain_hostfile.py": PlainSettings,
     "tools/generate.py": GenerateSettings,
     "tools/evaluate.py": EvaluateSettings,
+    "tools/compare_inits.py": CompareSettings,
 }
 
 

@@ -52,9 +52,9 @@ class Settings:
     share weigh less; distilled on text (--distill_corpus), so that the model reads the token as it read its parts; or
     at random, for comparison."""
 
-    output_init: Literal["same", "mean", "weighted", "distilled", "random"] = "same"
+    output_init: Literal["auto", "mean", "weighted", "distilled", "random"] = "auto"
     """How a new row of the output head starts, where that is a matrix of its own; distilled: learned by next-token
-    prediction on the same text."""
+    prediction on the same text; auto: as --init says, but beside weighted rows as the mean, which measured better."""
 
     distill: DistillOptions = field(default_factory=DistillOptions)
     """How rows are distilled."""
@@ -102,8 +102,8 @@ def _methods(settings: Settings, names: EmbeddingNames) -> tuple[Method, Method]
     Raises:
         InputError: the two are one matrix and were asked for apart.
     """
-    if settings.output_init == "same":
-        return settings.init, settings.init
+    if settings.output_init == "auto":
+        return settings.init, "mean" if settings.init == "weighted" and not names.tied else settings.init
     if names.tied:
         raise InputError(
             f"--output_init {settings.output_init}, but embedding and output head of this model are one matrix",
@@ -121,8 +121,8 @@ def _sources(
     for number, method in enumerate(methods):
         if method == "random":
             made.append(drawn(len(cuts), settings.seed + number))
-        else:
-            made.append(averages(cuts, telling=method == "weighted"))
+        else:  # what is distilled begins where that measured best: at weighted inputs and mean outputs
+            made.append(averages(cuts, telling=method == "weighted" or (method == "distilled" and number == 0)))
     said: list[str] = []
     if "distilled" in methods and len(cuts):
         start = Start(

@@ -137,7 +137,7 @@ def _check(settings: CompareSettings) -> list[Way]:
             raise InputError(
                 f"--inits {name}", remedy=f"write {', '.join(methods)}, or two of them as INIT/OUTPUT_INIT"
             )
-        ways.append(Way(name, init, output_init or "same"))
+        ways.append(Way(name, init, output_init or "auto"))
     check_options(settings.distill, any("distilled" in (way.init, way.output_init) for way in ways))
     check_belongs(settings.source_model_and_tokenizer_path)
     for path in settings.train_data:

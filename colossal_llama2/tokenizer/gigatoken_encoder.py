@@ -16,9 +16,10 @@ from colossal_llama2.tokenizer.encoder import Again, EncodedTexts, Encoder, Span
 from colossal_llama2.tokenizer.gigatoken_model import GigatokenModel, UnfitError
 from colossal_llama2.tokenizer.seams import TokenWidths
 
-# gigatoken 0.10 keeps every word that it has met, and its byte-level tokenizers keep them from call to call. What was
-# met in this many bytes of text is forgotten, by loading the tokenizer anew.
-_BYTES_REMEMBERED: Final = 1 << 27
+# A byte-level tokenizer of gigatoken 0.10 keeps every word that it has ever met, which takes up to 4 times the bytes of
+# the text, without end. After this many bytes they are forgotten, by loading the tokenizer anew (0.2 s for 16,000
+# tokens). One with byte fallback forgets after each call.
+_BYTES_REMEMBERED: Final = 1 << 26
 
 _process_was_forked = False
 
@@ -109,6 +110,8 @@ class GigatokenEncoder(Encoder):
         return EncodedTexts(ids, ends_of_texts)
 
     def _forget_in_time(self, num_bytes: int) -> None:
+        if self._model.has_byte_fallback:
+            return
         if self._bytes_met and self._bytes_met + num_bytes > _BYTES_REMEMBERED:
             self._tokenizer = _load(self._model)
             self._bytes_met = 0

@@ -29,11 +29,13 @@ class GigatokenModel:
         aside: a regular expression (RE2) for texts that hold a token which is cut out of any text; the reference
             encodes them. None where there is no such token.
         markers: texts that are tokens to the tokenizer and must be none to gigatoken.
+        has_byte_fallback: characters without a piece become bytes, as in SentencePiece; else all text is bytes.
     """
 
     content: str
     aside: str | None
     markers: tuple[str, ...]
+    has_byte_fallback: bool
 
 
 def from_piece_model(model: PieceModel, path: Path) -> GigatokenModel:
@@ -74,6 +76,7 @@ def from_piece_model(model: PieceModel, path: Path) -> GigatokenModel:
         json.dumps(content, ensure_ascii=False),
         "|".join(_as_typed(piece) for piece in cut_out) or None,
         tuple(entry.piece for entry in model.pieces if entry.type not in (NORMAL, BYTE)),
+        has_byte_fallback=True,
     )
 
 
@@ -95,6 +98,7 @@ def from_fast(tokenizer: Tokenizer) -> GigatokenModel:
         json.dumps(content, ensure_ascii=False),
         "|".join(re.escape(token["content"]) for token in cut_out) or None,
         markers,
+        bool(content["model"].get("byte_fallback")),
     )
 
 
@@ -104,7 +108,7 @@ def pieces_and_merges(model: GigatokenModel) -> tuple[list[str], list[tuple[str,
     Pieces that are no text by themselves, such as half a character, are left out.
     """
     content = json.loads(model.content)["model"]
-    if content.get("byte_fallback"):
+    if model.has_byte_fallback:
         texts = {token: "" if _is_byte(token) else as_text(token) for token in content["vocab"]}
     else:
         to_byte = {letter: value for value, letter in _byte_letters()}

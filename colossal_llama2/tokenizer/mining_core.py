@@ -119,7 +119,9 @@ def _collect(work: Mine, known: Int64, missing: Int64, banned: Int64) -> Mine:
     row_of = np.full(len(pieces.lengths), -1, np.int64)
     for piece, gain in missing:
         key = (pieces.hashes[piece, 0] << 31) | pieces.hashes[piece, 1]
-        row_of[piece] = enter(candidates, find(candidates, key), key, 1, gain)
+        slot = find(candidates, key)
+        if candidates.slots[slot, 0] == FREE:
+            row_of[piece] = enter(candidates, slot, key, 1, gain)
     tokens = work.text.tokens
     for place in range(len(tokens)):
         if place % _BLOCK == 0:

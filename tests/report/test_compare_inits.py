@@ -102,7 +102,7 @@ def test_mistakes_cost_no_time(settings: Callable[..., CompareSettings], tmp_pat
         assert not (tmp_path / "work").exists()
 
     refused("--inits median; write mean, weighted", inits=("mean", "median"))
-    refused("--inits mean/same", inits=("mean/same",))
+    refused("--inits mean/auto", inits=("mean/auto",))
     refused("nothing to do", inits=())
     refused("without --distill_corpus", distill=DistillOptions())
     refused("must be 1 or more", train_steps=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -100,7 +101,7 @@ def test_a_wrong_order_of_merges_is_caught(folder: Path, monkeypatch: pytest.Mon
         second = next(i for i in range(first + 1, len(merges)) if merges[i][0] == merges[first][1])
         merges[first], merges[second] = merges[second], merges[first]
         changed.append((first, second))
-        return load(type(model)(json.dumps(content), model.aside, model.markers), *rest)
+        return load(dataclasses.replace(model, content=json.dumps(content)), *rest)
 
     monkeypatch.setattr(proved_gigatoken, "GigatokenEncoder", exchanged)
     assert load_encoder(folder, kind="auto").kind != "gigatoken"
