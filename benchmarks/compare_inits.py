@@ -10,6 +10,7 @@ after the same short one. With --tied embedding and output head of the model are
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -19,14 +20,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
-<<<<<<< HEAD
-from benchmarks.small_base import split_texts
-=======
 from benchmarks.small_base import make_base, run, split_texts
 from colossal_llama2 import cli
 from colossal_llama2.jsonl import read_jsonl
 from colossal_llama2.report.compare_inits import PLOT, RESULTS
->>>>>>> int4
 
 RESULTS_DIR = Path(__file__).resolve().parent / "results"
 WAYS = ("random", "mean", "weighted", "weighted/weighted", "distilled/mean", "mean/distilled", "distilled")

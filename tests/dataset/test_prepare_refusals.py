@@ -32,8 +32,8 @@ def flags_of(settings: PrepareSettings, **changed: Any) -> list[str]:
     for field in fields(settings):
         value = getattr(settings, field.name)
         values |= vars(value) if is_dataclass(value) else {field.name: value}
-    unset = (False, "", None)
-    pairs = [(f"--{name}", str(value)) for name, value in {**values, **changed}.items() if value not in unset]
+    unset = ("False", "", "None")
+    pairs = [(f"--{name}", str(value)) for name, value in {**values, **changed}.items() if str(value) not in unset]
     return [part for pair in pairs for part in pair]
 
 
@@ -43,7 +43,7 @@ REFUSED: list[tuple[str, bytes | None, dict[str, Any], str]] = [
     ("missing tokenizer", None, {"tokenizer_dir": "gone"}, "gone: no such folder"),
     ("not jsonl", b"once upon\n", {}, "in/data.jsonl:1: not JSON"),
     ("a JSON array", b'[{"target": "x"}]', {}, "in/data.jsonl:1: holds a JSON list"),
-    ("no target", b'{"target": "x"}\n\n{"text": "y"}\n', {}, 'in/data.jsonl:3: no "target"'),
+    ("no target", b'{"target": "x"}\n\n{"txt": "y"}\n', {}, 'in/data.jsonl:3: no "target"'),
     ("empty target", b'{"target": "x"}\r\n{"target": ""}', {}, 'in/data.jsonl:2: "target" is empty'),
     ("not UTF-8", b'{"target": "\xff"}', {}, "in/data.jsonl:1: not UTF-8"),
     ("nothing in it", b"\n\n", {}, "holds no record"),
