@@ -16,8 +16,8 @@ from colossal_llama2.jsonl import iterate_lines, parse_record
 
 CHUNK_BYTES: Final = 2 << 20
 KNOWN: Final = (
-    "instruction/input/output, prompt/completion, messages, human/assistant, prompt/chosen/rejected, chosen and rejected "
-    "transcripts, prompt with responses and scores, or prompt"
+    "instruction/input/output, prompt/completion, messages, human/assistant, prompt/chosen/rejected, chosen and "
+    "rejected transcripts, prompt with responses and scores, or prompt"
 )
 
 
@@ -67,7 +67,7 @@ def recognise_file(path: Path, skip_bad_records: bool) -> Layout | None:
 def split_files(
     files: Sequence[InputFile], layouts: Sequence[Layout | None], chunk_bytes: int = CHUNK_BYTES
 ) -> list[Chunk]:
-    """Cut files into chunks of about `chunk_bytes`, each ending with a line; where they end depends on the bytes alone."""
+    """Cut files into chunks of about `chunk_bytes`, each ending with a line."""
     chunks = []
     for source, (file, layout) in enumerate(zip(files, layouts, strict=True)):
         if layout is not None:
@@ -105,6 +105,11 @@ def open_file(path: Path) -> Iterator[BinaryIO]:
 def with_skip(remedy: str | None) -> str:
     """Add to a remedy that bad records can be skipped."""
     return f"{remedy or 'mend it'}, or pass --bad_records skip"
+
+
+def first_cut(path: Path, chunk_bytes: int) -> int:
+    """Return where the first chunk of a file ends."""
+    return next((end for _, end, _ in _cuts(path, chunk_bytes)), 0)
 
 
 def _cuts(path: Path, chunk_bytes: int) -> Iterator[tuple[int, int, int]]:

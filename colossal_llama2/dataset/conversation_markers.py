@@ -49,7 +49,7 @@ class Markers:
     eos_token_id: int | None = None
 
     def find(self, text: str, begin: int, end: int) -> Iterator[Found]:
-        """Yield the markers that stand in the characters [begin, end) of a text, leftmost first, longest where several."""
+        """Yield the markers in the characters [begin, end) of a text: leftmost first, the longest of several there."""
         if self._pattern is None:
             return
         for match in self._pattern.finditer(text, begin, end):

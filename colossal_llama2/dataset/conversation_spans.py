@@ -7,19 +7,18 @@ Three ways lead there, and each is checked against the text that the template re
    frame's literals with the contents, stripped as was seen, between them, character for character.
 2. Where it is not (a template that cuts old thoughts out of earlier turns, say), each turn alone is replaced by such a
    word, the others standing as they are: what stands before and after the word must begin and end the text.
-3. Where that fails too, only a template that marks the assistant's text with ``generation`` tags is followed: learned is
-   what it marks, and content is everything that changes when the turn is replaced. Others are refused.
+3. Where that fails too, only a template that marks the assistant's text with ``generation`` tags is followed: learned
+   is what it marks, and content is everything that changes when the turn is replaced. Others are refused.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, pairwise
 from typing import Final, Literal
 
-from colossal_llama2.dataset.conversation import ASSISTANT, SYSTEM, USER, Turn
+from colossal_llama2.dataset.conversation import ASSISTANT, USER, Turn
 from colossal_llama2.dataset.conversation_markers import Markers
 from colossal_llama2.dataset.conversation_template import ChatTemplate, Rendered
 from colossal_llama2.errors import InputError
@@ -104,8 +103,8 @@ class Locator:
         elif not template.has_generation_tags:
             tail = rendered.text[end:]
             raise InputError(
-                f"the chat template ({template.source}) ends an assistant's turn with {tail!r}, which is no token of the "
-                "tokenizer, so the model would not learn to stop",
+                f"the chat template ({template.source}) ends an assistant's turn with {tail!r}, which is no token of "
+                "the tokenizer, so the model would not learn to stop",
                 remedy="add the token to the tokenizer, or give a --chat_template that writes eos_token there",
             )
 
@@ -210,25 +209,22 @@ class Locator:
             if len(parts) != 2:
                 how_often = "leaves out" if len(parts) < 2 else "writes more than once"
                 return f"the chat template {how_often} turn {number} ({turn.role})"
-            begin, end = len(os.path.commonprefix([parts[0], text])), len(text) - _common_suffix(parts[1], text)
+            begin, end = _common(parts[0], text), len(text) - _common(parts[1][::-1], text[::-1])
             exact = begin == len(parts[0]) and len(text) - end == len(parts[1]) and begin <= end
             if not exact and not self._template.has_generation_tags:
                 return (
                     f"the chat template rewrites turn {number} ({turn.role}), and has no generation tags to follow it"
                 )
             spans.append((begin, max(begin, end)))
-        if any(left[1] > right[0] for left, right in zip(spans, spans[1:], strict=False)):
+        if any(left[1] > right[0] for left, right in pairwise(spans)):
             return "the chat template does not write the turns in their order"
         return tuple(spans)
 
 
-def supports_system(template: ChatTemplate) -> bool:
-    """Tell whether the template renders a system turn."""
-    return template.render([[Turn(SYSTEM, "rules"), Turn(USER, "question")]])[0].refusal is None
-
-
-def _common_suffix(left: str, right: str) -> int:
-    return len(os.path.commonprefix([left[::-1], right[::-1]]))
+def _common(left: str, right: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    differing = (number for number, (one, other) in enumerate(zip(left, right, strict=False)) if one != other)
+    return next(differing, min(len(left), len(right)))
 
 
 def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
