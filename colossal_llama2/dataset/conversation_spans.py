@@ -145,12 +145,30 @@ class Locator:
         if self._template.has_generation_tags:
             return self._with_tags(turns, located, rendered.generated, learn)
         ends = [contents[number + 1][0] if number + 1 < len(turns) else len(rendered.text) for number in mine]
-        spans = [
-            (contents[number][0], self._with_end(rendered.text, contents[number][1], end))
-            for number, end in zip(mine, ends, strict=True)
-        ]
+        roles = tuple(turn.role for turn in turns)
+        spans = []
+        for number, end in zip(mine, ends, strict=True):
+            ahead = rendered.text[contents[number - 1][1] if number else 0 : contents[number][0]]
+            begin = contents[number][0] - self._with_blank(roles[:number], ahead)
+            spans.append((begin, self._with_end(rendered.text, contents[number][1], end)))
         unended = sum(span[1] == contents[number][1] for number, span in zip(mine, spans, strict=True))
         return replace(located, learned=_joined(spans), unended=unended)
+
+    def _with_blank(self, before: tuple[str, ...], literal: str) -> int:
+        """Return how many blanks at the end of what stands ahead of a turn belong to it.
+
+        Blanks behind what asks for the answer (Llama-2 asks with ``[/INST]`` and answers with a blank ahead) are for the
+        model to write.
+
+        Args:
+            before: roles of the turns ahead.
+            literal: what the template writes between the last of them and this one.
+        """
+        frame = self._frame_of(before, True) if before else None
+        if frame is None or not literal.startswith(frame.literals[-1]):
+            return 0
+        written = literal.removeprefix(frame.literals[-1])
+        return 0 if written.strip() else len(written)
 
     def _with_end(self, text: str, begin: int, end: int) -> int:
         """Return where a turn ends that stops at `begin`: behind its end token, if that comes before `end`."""
@@ -179,12 +197,15 @@ class Locator:
         """Return where the contents stand, or why that cannot be told."""
         if rendered.refusal is not None:
             return rendered.refusal
-        key = (tuple(turn.role for turn in turns), generation_prompt)
-        if key not in self._frames:
-            self._frames[key] = self._frame(key[0], generation_prompt)
-        frame = self._frames[key]
+        frame = self._frame_of(tuple(turn.role for turn in turns), generation_prompt)
         spans = None if frame is None else frame.place(turns, rendered.text)
         return spans if spans is not None else self._place_one_by_one(turns, rendered.text, generation_prompt)
+
+    def _frame_of(self, roles: tuple[str, ...], generation_prompt: bool) -> _Frame | None:
+        key = (roles, generation_prompt)
+        if key not in self._frames:
+            self._frames[key] = self._frame(roles, generation_prompt)
+        return self._frames[key]
 
     def _frame(self, roles: tuple[str, ...], generation_prompt: bool) -> _Frame | None:
         words = [_WORD.format(number) for number in range(len(roles))]
