@@ -157,8 +157,8 @@ class Locator:
     def _with_blank(self, before: tuple[str, ...], literal: str) -> int:
         """Return how many blanks at the end of what stands ahead of a turn belong to it.
 
-        Blanks behind what asks for the answer (Llama-2 asks with ``[/INST]`` and answers with a blank ahead) are for the
-        model to write.
+        Blanks behind what asks for the answer (Llama-2 asks with ``[/INST]`` and answers with a blank ahead) are for
+        the model to write.
 
         Args:
             before: roles of the turns ahead.
