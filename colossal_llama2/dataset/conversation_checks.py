@@ -58,10 +58,12 @@ def layouts_of(
     """Tell the layout of each file: the one that is named, else what its first record says.
 
     Raises:
-        InputError: a file's layout is not known, or of no use for the set.
+        InputError: a file is not jsonl, or its layout is not known, or of no use for the set.
     """
     layouts: list[Layout | None] = []
     for file in files:
+        if file.path.suffix != ".jsonl":
+            raise InputError("is not .jsonl, which is all that is read here", path=file.path, remedy="convert the file")
         found = recognise_file(file.path, skip_bad_records) if layout == "auto" else layout
         if found in USELESS[set_type]:
             lacks = "no answers" if set_type == "sft" else "no two answers of which one is better"

@@ -23,7 +23,7 @@ EXAMPLE: Final = np.dtype(
     [("key", "<u8"), ("sequences", "<i8"), ("tokens", "<i8"), ("learned", "<i8"), ("line", "<i8")]
 )
 SEQUENCE: Final = np.dtype([("tokens", "<i8"), ("rank", "<i4")])
-_made: list[tuple[Path, ChunkEncoder]] = []  # the last job's encoder, by its scratch folder, which no other job has
+_made: list[tuple[EncodingJob, ChunkEncoder]] = []  # the last job of this process and its encoder
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def _chunk_encoder(job: EncodingJob) -> ChunkEncoder:
     Raises:
         InputError: the tokenizer's folder has changed since the command began.
     """
-    if _made and _made[0][0] == job.scratch_dir:
+    if _made and _made[0][0] == job:
         return _made[0][1]
     encoder = load_encoder(job.tokenizer_dir)
     if tokenizer_key(job.tokenizer_dir, encoder) != job.tokenizer_key:
         raise InputError("was changed while the set was being encoded", path=job.tokenizer_dir, remedy="start again")
-    _made[:] = [(job.scratch_dir, ChunkEncoder(job, encoder))]
+    _made[:] = [(job, ChunkEncoder(job, encoder))]
     return _made[0][1]
 
 

@@ -158,6 +158,7 @@ class ChunkEncoder:
             else:
                 self._count(draft, tally)
                 done.append(draft)
+        tally.refused.sort()
         return done, tally
 
     def _read(self, chunk: Chunk, tally: Tally) -> list[Draft]:

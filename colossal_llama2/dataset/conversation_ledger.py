@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from colossal_llama2 import cli
 from colossal_llama2.dataset.conversation_chunks import EncodedChunk
 from colossal_llama2.dataset.conversation_encoding import Tally
 from colossal_llama2.dataset.conversation_parts import Examples, WrittenPart
 from colossal_llama2.dataset.inputs import InputFile
-from colossal_llama2.dataset.ledger import UnbalancedError
+from colossal_llama2.dataset.ledger import MANIFEST, UnbalancedError
 
 # A file's counts, in the order in which they are told; of each sum the parts follow it.
 RECORDS = ("used", "refused", "of_other_stages")
@@ -154,6 +155,36 @@ def balance_parts(planned: Sequence[Examples], written: Sequence[WrittenPart]) -
             },
             f" of part {part.bucket}",
         )
+
+
+def say(ledger: dict[str, Any]) -> None:
+    """Say what was made, and what may surprise."""
+    total = ledger["totals"]
+    for entry in ledger["files"]:
+        cli.say(f"{entry['file']}: {entry['layout'] or 'no records'}, {entry['used']:,} of {entry['records']:,} used")
+    if ledger["ignored_files"]:
+        cli.warn(f"{len(ledger['ignored_files'])} files are not .jsonl and were passed over")
+    for name in sorted({name for entry in ledger["files"] for name in entry["fields_passed_over"]}):
+        count = sum(entry["fields_passed_over"].get(name, 0) for entry in ledger["files"])
+        cli.warn(f'the field "{name}" is not read; {count:,} records have it')
+    if total["turns_without_end_token"]:
+        cli.warn(f"the template ends {total['turns_without_end_token']:,} learned turns without an end token")
+    for reason, count in total["left_out"].items():
+        cli.say(f"{count:,} records were left out: {reason}")
+    if total["turns_cut"]:
+        cli.say(
+            f"{total['conversations_cut']:,} conversations were cut at a turn, {total['turns_cut']:,} turns left out"
+        )
+    if total["turns_unanswered"]:
+        cli.say(f"{total['turns_unanswered']:,} turns at the end of conversations have no answer and were left out")
+    if total["refused"]:
+        cli.say(f"{total['refused']:,} records were refused; {MANIFEST} lists them with file, line and reason")
+    learned = "" if ledger["type"] == "prompt" else f", {total['learned_tokens_in_rows']:,} learned"
+    fill = f"; fill {total['fill']:.2%}" if ledger["type"] == "sft" else ""
+    cli.say(
+        f"{total['copies']:,} examples of {total['in_rows']:,} records in {total['rows']:,} rows, "
+        f"{total['tokens_in_rows']:,} tokens{learned}{fill}; {total['held_out']:,} records held out"
+    )
 
 
 def _same(checks: dict[str, tuple[int, int]], where: str) -> None:

@@ -38,7 +38,7 @@ from colossal_llama2.dataset.conversation_shares import (
 from colossal_llama2.dataset.conversation_template import load_template
 from colossal_llama2.dataset.encoding import tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, find_inputs
-from colossal_llama2.dataset.ledger import MANIFEST, VERSION, write_manifest
+from colossal_llama2.dataset.ledger import VERSION, write_manifest
 from colossal_llama2.dataset.workers import run_all, worker_pool
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
@@ -144,7 +144,8 @@ def main(settings: PrepareSetSettings) -> None:
         write_manifest(ledger, set_dir)
         (set_dir / TEMPLATE_FILE).write_text(plan.job.template.text, encoding="utf-8")
         (set_dir / "settings.yaml").write_text(cli.as_yaml(settings), encoding="utf-8")
-    _report(settings, ledger)
+    ledgers.say(ledger)
+    cli.say(f"{ledger['num_buckets']} parts in {settings.data_arrow_output_dir}")
 
 
 def _check(settings: PrepareSetSettings) -> _Plan:
@@ -271,35 +272,6 @@ def _heading(settings: PrepareSetSettings, plan: _Plan) -> dict[str, Any]:
             "date": settings.template_date,
         },
     }
-
-
-def _report(settings: PrepareSetSettings, ledger: dict[str, Any]) -> None:
-    """Say what was made, and what may surprise."""
-    total = ledger["totals"]
-    for entry in ledger["files"]:
-        cli.say(f"{entry['file']}: {entry['layout'] or 'no records'}, {entry['used']:,} of {entry['records']:,} used")
-    if ledger["ignored_files"]:
-        cli.warn(f"{len(ledger['ignored_files'])} files are not .jsonl and were passed over")
-    for name in sorted({name for entry in ledger["files"] for name in entry["fields_passed_over"]}):
-        count = sum(entry["fields_passed_over"].get(name, 0) for entry in ledger["files"])
-        cli.warn(f'the field "{name}" is not read; {count:,} records have it')
-    if total["turns_without_end_token"]:
-        cli.warn(f"the template ends {total['turns_without_end_token']:,} learned turns without an end token")
-    for reason, count in total["left_out"].items():
-        cli.say(f"{count:,} records were left out: {reason}")
-    if total["turns_cut"]:
-        cli.say(f"{total['conversations_cut']:,} conversations were cut at a turn, {total['turns_cut']:,} turns lost")
-    if total["turns_unanswered"]:
-        cli.say(f"{total['turns_unanswered']:,} turns at the end of conversations have no answer and were left out")
-    if total["refused"]:
-        cli.say(f"{total['refused']:,} records were refused; {MANIFEST} lists them with file, line and reason")
-    learned = "" if settings.type == "prompt" else f", {total['learned_tokens_in_rows']:,} learned"
-    fill = f"; fill {total['fill']:.2%}" if settings.type == "sft" else ""
-    cli.say(
-        f"{total['copies']:,} examples of {total['in_rows']:,} records in {total['rows']:,} rows, "
-        f"{total['tokens_in_rows']:,} tokens{learned}{fill}; {total['held_out']:,} records held out"
-    )
-    cli.say(f"{ledger['num_buckets']} parts in {settings.data_arrow_output_dir}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def tokenizer() -> Tokenizer:
 )
 def test_they_are_those_that_tokenizers_finds(tokenizer: Tokenizer, parts: list[str]) -> None:
     text = "".join(parts)
-    ids = {token.content: tokenizer.token_to_id(token.content) for token in ADDED}
+    ids: dict[str, int] = {token.content: tokenizer.token_to_id(token.content) or 0 for token in ADDED}
     markers = Markers(
         tuple(
             Marker(ids[token.content], token.content, token.lstrip, token.rstrip, token.single_word) for token in ADDED
