@@ -164,8 +164,10 @@ def say(ledger: dict[str, Any]) -> None:
         cli.say(f"{entry['file']}: {entry['layout'] or 'no records'}, {entry['used']:,} of {entry['records']:,} used")
     if ledger["ignored_files"]:
         cli.warn(f"{len(ledger['ignored_files'])} files are not .jsonl and were passed over")
-    for name in sorted({name for entry in ledger["files"] for name in entry["fields_passed_over"]}):
-        count = sum(entry["fields_passed_over"].get(name, 0) for entry in ledger["files"])
+    passed_over: Counter[str] = Counter()
+    for entry in ledger["files"]:
+        passed_over.update(entry["fields_passed_over"])
+    for name, count in sorted(passed_over.items() if ledger["type"] != "prompt" else []):  # prompts keep the record
         cli.warn(f'the field "{name}" is not read; {count:,} records have it')
     if total["turns_without_end_token"]:
         cli.warn(f"the template ends {total['turns_without_end_token']:,} learned turns without an end token")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import count, pairwise
 from typing import Final, Literal
 
-from colossal_llama2.dataset.conversation import ASSISTANT, USER, Turn
+from colossal_llama2.dataset.conversation import ASSISTANT, SYSTEM, USER, Turn
 from colossal_llama2.dataset.conversation_markers import Markers
 from colossal_llama2.dataset.conversation_template import ChatTemplate, Rendered
 from colossal_llama2.errors import InputError
@@ -26,6 +26,7 @@ from colossal_llama2.errors import InputError
 Span = tuple[int, int]
 Learn = Literal["all", "last", "none"]
 _WORD: Final = "qzplaceholder{}zq"
+_ASKED_AFTER: Final = 8  # turns
 _LEFT, _RIGHT = "\x1f\x0b", "\x0c\x1e"  # blanks that no template writes
 
 
@@ -164,7 +165,7 @@ class Locator:
             before: roles of the turns ahead.
             literal: what the template writes between the last of them and this one.
         """
-        frame = self._frame_of(before, True) if before else None
+        frame = self._frame_of(_shortened(before), True) if before else None
         if frame is None or not literal.startswith(frame.literals[-1]):
             return 0
         written = literal.removeprefix(frame.literals[-1])
@@ -240,6 +241,19 @@ class Locator:
         if any(left[1] > right[0] for left, right in pairwise(spans)):
             return "the chat template does not write the turns in their order"
         return tuple(spans)
+
+
+def _shortened(roles: tuple[str, ...]) -> tuple[str, ...]:
+    """Take turns out of the middle of a long conversation, whole exchanges where the roles alternate.
+
+    What asks for an answer hangs on the last turns. Were all of them rendered, a conversation of a thousand turns would
+    be rendered five hundred times, at all its lengths.
+    """
+    if len(roles) <= _ASKED_AFTER:
+        return roles
+    head = roles[:1] if roles[0] == SYSTEM else ()
+    tail = roles[-(_ASKED_AFTER - 2) :]
+    return (*head, *tail[tail.index(USER) if USER in tail else 0 :])
 
 
 def _common(left: str, right: str) -> int:

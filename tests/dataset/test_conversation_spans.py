@@ -112,6 +112,16 @@ def test_what_is_learned_begins_where_the_prompt_for_it_ends(name: str, turns: l
     assert last.learned[0][0] == len(asking)
 
 
+@pytest.mark.parametrize("name", sorted(WRITES))
+@pytest.mark.parametrize("system", [True, False])
+def test_long_conversations_are_learned_as_short_ones(name: str, system: bool) -> None:
+    head = [Turn("system", "s")] if system else []
+    turns = [*head, *(Turn(("user", "assistant")[number % 2], str(number)) for number in range(60))]
+    blank, _, end = WRITES[name]
+    located = locate(ready(name), turns)
+    assert "".join(learned(located)) == "".join(f"{blank}{number}{end}" for number in range(1, 60, 2))
+
+
 # A template that shows earlier answers without their thoughts, as several reasoning models do.
 THINKING = (
     "{% for t in messages %}{{ '<|im_start|>' + t.role + '\n' }}"
