@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,12 @@ def main(settings: Settings) -> None:
         located = locator.locate(conversations)
         messages = [[{"role": turn.role, "content": turn.content} for turn in turns] for turns in conversations]
         ways: dict[str, Callable[[], Any]] = {
-            "read": lambda path=path: _read(path),
-            "render and locate": lambda at=locator, all_of=conversations: at.locate(all_of),
-            "encode with labels": lambda all_of=located: encode_conversations(all_of, markers, encoder),
-            "encoder alone": lambda all_of=located: encoder.encode([one.text for one in all_of]),
-            "transformers": lambda all_of=messages: tokenizer.apply_chat_template(
-                all_of, chat_template=template.text, return_dict=False
+            "read": partial(_read, path),
+            "render and locate": partial(locator.locate, conversations),
+            "encode with labels": partial(encode_conversations, located, markers, encoder),
+            "encoder alone": partial(encoder.encode, [one.text for one in located]),
+            "transformers": partial(
+                tokenizer.apply_chat_template, messages, chat_template=template.text, return_dict=False
             ),
         }
         seconds = {name: float("inf") for name in ways}

@@ -122,6 +122,44 @@ def test_long_conversations_are_learned_as_short_ones(name: str, system: bool) -
     assert "".join(learned(located)) == "".join(f"{blank}{number}{end}" for number in range(1, 60, 2))
 
 
+literals = st.lists(st.sampled_from(["U:", "\n", " ", "<s>", "'", "{", "<|im_start|>", "x"]), max_size=3).map("".join)
+blanks = st.sampled_from(["", " ", "\n", " \n"])
+
+
+@given(data=st.data(), turns=conversations())
+def test_exactly_the_assistants_turns_are_learned_in_templates_made_at_random(
+    data: st.DataObject, turns: list[Turn]
+) -> None:
+    begins = {role: data.draw(literals, role) for role in ("system", "user", "assistant")}
+    ends = {role: data.draw(literals, role) for role in ("system", "user")}
+    ahead, behind, tail = data.draw(blanks), data.draw(blanks), data.draw(literals)
+    method = data.draw(st.sampled_from(["", ".strip()", ".lstrip()", ".rstrip()", " | trim"]))
+    text = (
+        f"{{% set begins = {begins!r} %}}{{% set ends = {ends!r} %}}{{% for t in messages %}}"
+        f"{{{{ begins[t.role] }}}}{{% if t.role == 'assistant' %}}{{{{ {ahead!r} + (t.content{method}) + "
+        f"{behind + '</s>' + tail!r} }}}}{{% else %}}{{{{ t.content{method} }}}}{{{{ ends[t.role] }}}}{{% endif %}}"
+        f"{{% endfor %}}{{% if add_generation_prompt %}}{{{{ begins['assistant'] }}}}{{% endif %}}"
+    )
+
+    def shown(content: str) -> str:
+        change = {"": str, ".lstrip()": str.lstrip, ".rstrip()": str.rstrip}.get(method, str.strip)
+        return change(content)
+
+    located = locate(template(text), turns)
+    assert located.refusal is None
+    expected, mine = "", []
+    for turn in turns:
+        expected += begins[turn.role]
+        if turn.role != "assistant":
+            expected += shown(turn.content) + ends[turn.role]
+            continue
+        written = f"{ahead}{shown(turn.content)}{behind}</s>"
+        mine.append((len(expected), len(expected) + len(written)))
+        expected += written + tail
+    assert located.text == expected
+    assert located.learned == tuple(mine)
+
+
 # A template that shows earlier answers without their thoughts, as several reasoning models do.
 THINKING = (
     "{% for t in messages %}{{ '<|im_start|>' + t.role + '\n' }}"
