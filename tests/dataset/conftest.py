@@ -266,3 +266,42 @@ def numbered_corpus(
         return written.arrow_dir, numbered
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a byte-level tokenizer with the markers of chat templates, one of which swallows blanks behind it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.trainers import BpeTrainer
+
+    folder = tmp_path_factory.mktemp("chat_tokenizer")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    texts = ["the quick brown fox\n\n", "user assistant system\n", "你好 世界", "<|im_end|> </s> [INST] <s>"] * 20
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(texts, BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    names = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    tokenizer.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False, rstrip=True, lstrip=True)])
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def piece_chat_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, piece_model_bytes: Callable[..., bytes]) -> Path:
+    """Give a SentencePiece tokenizer with the markers of ChatML beyond its pieces."""
+    folder = tmp_path_factory.mktemp("piece_chat_tokenizer")
+    (folder / "tokenizer.model").write_bytes(piece_model_bytes())
+    config = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "extra_special_tokens": ["<|im_start|>", "<|im_end|>"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
