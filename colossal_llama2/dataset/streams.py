@@ -42,8 +42,9 @@ def reading_of(path: Path) -> Iterator[None]:
     """Turn the system's and the decoders' refusal to read a file into the user's mistake."""
     try:
         yield
-    except pa.ArrowMemoryError:
-        raise
+    except pa.ArrowMemoryError as error:
+        what = f"asks for more memory than there is, or is damaged ({error})"
+        raise InputError(what, path=path, remedy="write it again, in smaller row groups or record batches") from None
     except (pa.ArrowException, UnicodeDecodeError) as error:  # names in a damaged schema are decoded, too
         raise InputError(f"is damaged or cut off ({error})", path=path, remedy="fetch or write it again") from None
     except OSError as error:
