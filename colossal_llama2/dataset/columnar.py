@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from colossal_llama2.dataset.streams import reading_of
+from colossal_llama2.dataset.streams import reading_table
 
 _ARROW_FILE = b"ARROW1"
 _BATCH_BYTES = 8 << 20
@@ -23,7 +23,7 @@ def cut_groups(path: Path, kind: str, shard_bytes: int) -> Iterator[tuple[int, i
     Raises:
         InputError: the file cannot be read.
     """
-    with reading_of(path):
+    with reading_table(path):
         sizes = _parquet_sizes(path) if kind == "parquet" else _arrow_sizes(path)
     first, held = 0, 0
     for group, size in enumerate(sizes):
@@ -41,7 +41,7 @@ def count_rows_before(path: Path, kind: str, group: int) -> int:
     Raises:
         InputError: the file cannot be read.
     """
-    with reading_of(path):
+    with reading_table(path):
         if kind == "parquet":
             with _open_parquet(path) as file:
                 return sum(file.metadata.row_group(number).num_rows for number in range(group))
@@ -54,7 +54,7 @@ def read_schema(path: Path, kind: str) -> Any:
     Raises:
         InputError: the file cannot be read.
     """
-    with reading_of(path):
+    with reading_table(path):
         if kind == "parquet":
             with _open_parquet(path) as file:
                 return file.schema_arrow
@@ -70,12 +70,25 @@ def read_batches(path: Path, kind: str, groups: tuple[int, int], columns: Sequen
     Raises:
         InputError: the file cannot be read.
     """
-    with reading_of(path):
+    with reading_table(path):
         if kind == "parquet":
             yield from _parquet_batches(path, groups, columns)
         else:
             schema = read_schema(path, kind)
             yield from _arrow_batches(path, *groups, [schema.get_field_index(name) for name in columns])
+
+
+def group_bytes(path: Path, kind: str, groups: tuple[int, int]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes that decide what is in row groups or record batches: schema, lengths, and every column.
+
+    Those of parquet do not depend on where in a file the groups lie.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with reading_table(path):
+        yield read_schema(path, kind).to_string(show_schema_metadata=False).encode()
+        yield from _parquet_bytes(path, groups) if kind == "parquet" else _arrow_bytes(path, groups)
 
 
 def _open_parquet(path: Path) -> Any:
@@ -116,7 +129,7 @@ def _open_arrow(mapped: Any, fields: Sequence[int] | None) -> Any:
     return pa.ipc.open_file(mapped, options=options) if is_file else pa.ipc.open_stream(mapped, options=options)
 
 
-def _arrow_batches(path: Path, first: int, end: int, fields: Sequence[int]) -> Iterator[Any]:
+def _arrow_batches(path: Path, first: int, end: int, fields: Sequence[int] | None) -> Iterator[Any]:
     with pa.memory_map(str(path)) as mapped:
         reader = _open_arrow(mapped, fields)
         if isinstance(reader, pa.ipc.RecordBatchFileReader):
@@ -127,3 +140,30 @@ def _arrow_batches(path: Path, first: int, end: int, fields: Sequence[int]) -> I
                 return
             if number >= first:
                 yield batch
+
+
+def _parquet_bytes(path: Path, groups: tuple[int, int]) -> Iterator[bytes | memoryview]:
+    with _open_parquet(path) as table, path.open("rb", buffering=0) as file:
+        for number in range(*groups):
+            group = table.metadata.row_group(number)
+            yield f"{group.num_rows} rows".encode()
+            for column in range(group.num_columns):
+                chunk = group.column(column)
+                starts = (chunk.data_page_offset, chunk.dictionary_page_offset)
+                file.seek(min(start for start in starts if start))
+                remaining = chunk.total_compressed_size
+                yield f"{chunk.path_in_schema} {chunk.compression} {remaining}".encode()
+                while remaining > 0 and (block := file.read(min(_BUFFER_BYTES, remaining))):
+                    remaining -= len(block)
+                    yield block
+
+
+def _arrow_bytes(path: Path, groups: tuple[int, int]) -> Iterator[bytes | memoryview]:
+    for batch in _arrow_batches(path, *groups, None):
+        yield f"{batch.num_rows} rows".encode()
+        for column in batch.columns:
+            arrays = [column, column.dictionary] if pa.types.is_dictionary(column.type) else [column]
+            for buffer in (buffer for array in arrays for buffer in array.buffers()):
+                yield b"none" if buffer is None else f"{buffer.size} bytes".encode()
+                for start in range(0, 0 if buffer is None else buffer.size, _BUFFER_BYTES):
+                    yield memoryview(buffer)[start : start + _BUFFER_BYTES]

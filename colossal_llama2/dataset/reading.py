@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+from colossal_llama2.dataset.columnar import group_bytes
 from colossal_llama2.dataset.input_options import InputOptions
 from colossal_llama2.dataset.inputs import Segment
 from colossal_llama2.dataset.jsonl_records import JsonlReader
 from colossal_llama2.dataset.lines import BLOCK_BYTES, line_bounds
 from colossal_llama2.dataset.records import GiantRecord, GiantText, Reading, RecordBatch, Refusal
-from colossal_llama2.dataset.streams import open_stream, reading_of
+from colossal_llama2.dataset.streams import open_stream
 from colossal_llama2.dataset.table_records import TableReader
 
 __all__ = [
@@ -41,19 +42,23 @@ def read_segment(segment: Segment, reading: Reading, refusals: list[Refusal]) ->
 def segment_digest(segment: Segment) -> bytes:
     """Return the sha256 of the bytes that decide a segment's records, and of how they are read.
 
-    Of jsonl these are the segment's lines, and whether they begin the file: only there is a byte order mark no text.
-    Otherwise they are the file's, and which part of it is read.
+    Of jsonl these are the segment's lines, and whether they begin the file: only there is a byte order mark no text. Of
+    parquet and Arrow they are the schema and the groups' columns.
 
     Raises:
         InputError: the file cannot be read.
     """
     file = segment.file
-    start, end, place = 0, file.num_bytes, f"{segment.start} {segment.end}"
-    with reading_of(file.path), open_stream(file.path, "jsonl") as stream:
+    digest = hashlib.sha256(f"{file.kind} ".encode())
+    if file.kind in ("parquet", "arrow"):
+        for part in group_bytes(file.path, file.kind, (segment.start, segment.end)):
+            digest.update(part)
+        return digest.digest()
+    start, end = 0, file.num_bytes
+    with open_stream(file.path, "jsonl") as stream:
         if file.kind == "jsonl":
             start, end = line_bounds(stream, segment.start, segment.end, file.num_bytes)
-            place = str(start == 0)
-        digest = hashlib.sha256(f"{file.kind} {place}\n".encode())
+        digest.update(f"{start == 0} ".encode())
         stream.seek(start)
         while start < end and (block := stream.read(min(BLOCK_BYTES, end - start))):
             digest.update(block)

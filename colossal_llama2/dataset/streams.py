@@ -42,11 +42,22 @@ def reading_of(path: Path) -> Iterator[None]:
     """Turn the system's and the decoders' refusal to read a file into the user's mistake."""
     try:
         yield
-    except pa.ArrowMemoryError:
-        raise
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # names in a damaged schema are decoded, too
+    except pa.ArrowMemoryError as error:
+        what = f"asks for more memory than there is, or is damaged ({error})"
+        raise InputError(what, path=path, remedy="write it again, in smaller row groups or record batches") from None
+    except pa.ArrowException as error:
         raise InputError(f"is damaged or cut off ({error})", path=path, remedy="fetch or write it again") from None
     except OSError as error:
         if error.errno is not None:  # pyarrow's own wording repeats the path
             raise InputError(f"cannot be read ({os.strerror(error.errno)})", path=path) from None
         raise InputError(f"is damaged or cut off ({error})", path=path, remedy="fetch or write it again") from None
+
+
+@contextmanager
+def reading_table(path: Path) -> Iterator[None]:
+    """Do the same for a file with a schema, whose names are decoded as they are asked for."""
+    with reading_of(path):
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise InputError(f"is damaged ({error})", path=path, remedy="fetch or write it again") from None

@@ -28,7 +28,7 @@ from colossal_llama2.dataset.records import (
     record_of,
 )
 from colossal_llama2.dataset.refusing import refuse
-from colossal_llama2.dataset.streams import reading_of
+from colossal_llama2.dataset.streams import reading_table
 from colossal_llama2.errors import InputError
 
 _SLICE_BYTES = 8 << 20
@@ -48,12 +48,12 @@ class TableReader:
 
     def read(self) -> Iterator[RecordBatch | GiantRecord]:
         """Yield the documents in order; see `reading.read_segment`."""
-        with reading_of(self._path):
+        with reading_table(self._path):
             columns = _choose_columns(read_schema(self._path, self._segment.file.kind), self._reading, self._path)
         names = list(dict.fromkeys(name for name in (columns.target, columns.source, columns.category) if name))
         groups = (self._segment.start, self._segment.end)
         for batch in read_batches(self._path, self._segment.file.kind, groups, names):
-            with reading_of(self._path):
+            with reading_table(self._path):
                 whole = {name: _checked(batch.column(name)) for name in names}
             for rows in _slices(list(whole.values())):
                 parts = {name: column.slice(rows.start, len(rows)) for name, column in whole.items()}

@@ -94,13 +94,16 @@ def fast(raw: bytes) -> dict[str, Any] | None:
     return found
 
 
-@settings(max_examples=500, deadline=None)
-@given(block=st.lists(lines(), min_size=1, max_size=3), final=st.booleans())
-@example(block=[rb'{"a":"\"","a":1}'], final=True)
-@example(block=[rb'{"a":1,"\u0061":2}'], final=True)
-@example(block=[rb'{"a":"\\","a":""}', rb'{"a":"\\\""}'], final=False)
-@example(block=[rb'{"a":{"b":"x","b":2},"c":"\\"}', rb'"a', rb'{"a":[{"b":1,"b":1}]}'], final=True)
-def test_the_fast_way_gives_what_the_exact_way_gives_or_nothing(block: list[bytes], final: bool) -> None:
+@settings(max_examples=150, deadline=None)
+@given(block=st.lists(lines(), min_size=1, max_size=3), final=st.booleans(), is_small=st.booleans())
+@example(block=[rb'{"a":"\"","a":1}'], final=True, is_small=True)
+@example(block=[rb'{"a":1,"\u0061":2}'], final=True, is_small=True)
+@example(block=[rb'{"a":"\\","a":""}', rb'{"a":"\\\""}'], final=False, is_small=True)
+@example(block=[rb'{"a":{"b":"x","b":2},"c":"\\"}', rb'"a', rb'{"a":[{"b":1,"b":1}]}'], final=True, is_small=True)
+def test_the_fast_way_gives_what_the_exact_way_gives_or_nothing(
+    block: list[bytes], final: bool, is_small: bool
+) -> None:
+    block = block if is_small else [b"x" * 3000, *block]
     if not final and not block[-1]:
         block = [*block, b"{}"]
     results = parse_block(b"\n".join(block) + b"\n" * final, block)
@@ -120,8 +123,9 @@ def test_sound_records_go_the_fast_way(record: dict[str, Any]) -> None:
         assert fast(json.dumps(record, ensure_ascii=escaped).encode()) == record
 
 
-@given(lines=st.lists(st.text('"\\ a').map(str.encode), min_size=1))
-def test_quotes_are_those_that_no_backslash_escapes(lines: list[bytes]) -> None:
+@given(lines=st.lists(st.text('"\\ a').map(str.encode), min_size=1), is_small=st.booleans())
+def test_quotes_are_those_that_no_backslash_escapes(lines: list[bytes], is_small: bool) -> None:
+    lines = lines if is_small else [*lines, b"x" * 3000]
     lines = [b"{" + line for line in lines]
     expected = [re.sub(rb"\\.", b"", line).count(b'"') for line in lines]
     assert count_quotes(b"\n".join(lines) + b"\n") == count_quotes(b"\n".join(lines)) == expected

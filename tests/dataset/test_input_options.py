@@ -14,19 +14,8 @@ from colossal_llama2.errors import InputError
 
 def test_flags_become_a_reading() -> None:
     assert InputOptions().reading == Reading()
-    flags = [
-        "--bad_records",
-        "skip",
-        "--source_field",
-        "q",
-        "--target_field",
-        "a",
-        "--category_field",
-        "kind",
-        "--category_from",
-        "folder",
-    ]
-    assert cli.parse(InputOptions, flags).reading == Reading(True, None, "q", "a", "kind", "folder")
+    flags = "--bad_records skip --source_field q --target_field a --category_field kind --category_from folder"
+    assert cli.parse(InputOptions, flags.split()).reading == Reading(True, None, "q", "a", "kind", "folder")
     assert cli.parse(InputOptions, ["--text_field", "body"]).reading == Reading(text_field="body")
 
 
