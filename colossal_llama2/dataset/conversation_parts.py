@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from colossal_llama2.dataset.buckets import assign_buckets
+from colossal_llama2.dataset.buckets import BucketAssigner
 from colossal_llama2.dataset.conversation_chunks import EncodedChunk
 from colossal_llama2.dataset.conversation_encoding import SetType
 from colossal_llama2.dataset.conversation_rows import SET_COLUMNS, SetWriter
@@ -123,7 +123,8 @@ def gather(encoded: Sequence[EncodedChunk]) -> Examples:
 
 def divide(examples: Examples, num_parts: int, seed: int) -> list[Examples]:
     """Divide examples over parts, so that each part has its share of every source."""
-    parts = assign_buckets(examples.tokens, examples.sources, num_parts, seed)
+    num_sources = int(examples.sources.max(initial=0)) + 1
+    parts = BucketAssigner(num_sources, num_parts, seed).assign(examples.tokens, examples.sources)
     return [examples.choose(np.flatnonzero(parts == part)) for part in range(num_parts)]
 
 
@@ -152,7 +153,8 @@ def write_part(job: PartJob) -> WrittenPart:
 
 def _pack(lengths: Ints, max_length: int) -> list[list[int]]:
     """Pack conversations into rows; here alone the splicer's own form of rows is known."""
-    return pack_best_fit(lengths, max_length)
+    rows = pack_best_fit(lengths, max_length)
+    return [members.tolist() for members in np.split(rows.members, rows.offsets[1:-1])] if len(rows) else []
 
 
 class _Reader:

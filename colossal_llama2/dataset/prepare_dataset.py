@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -39,7 +38,7 @@ from colossal_llama2.dataset.conversation_template import load_template
 from colossal_llama2.dataset.encoding import tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, find_inputs
 from colossal_llama2.dataset.ledger import VERSION, write_manifest
-from colossal_llama2.dataset.workers import run_all, worker_pool
+from colossal_llama2.dataset.workers import Workers, start_workers
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
 from colossal_llama2.tokenizer.loading import Encoder, load_encoder, load_tokenizer
@@ -131,15 +130,15 @@ def main(settings: PrepareSetSettings) -> None:
     """Prepare the set; the output appears when everything is written and the ledger balances."""
     plan = _check(settings)
     with (
-        worker_pool(settings.num_workers) as pool,
+        start_workers(settings.num_workers) as workers,
         whole_directory(settings.data_arrow_output_dir, settings.overwrite) as set_dir,
     ):
         scratch = set_dir / ".encoded"
         scratch.mkdir()
         job = replace(plan.job, scratch_dir=scratch)
         chunks = split_files(plan.files, plan.layouts)
-        encoded = run_all(pool, partial(encode_chunk, job=job), chunks, "encoding")
-        ledger = _write(settings, plan, encoded, set_dir, pool)
+        encoded = workers.run_all(partial(encode_chunk, job=job), chunks, "encoding")
+        ledger = _write(settings, plan, encoded, set_dir, workers)
         shutil.rmtree(scratch)
         write_manifest(ledger, set_dir)
         (set_dir / TEMPLATE_FILE).write_text(plan.job.template.text, encoding="utf-8")
@@ -189,7 +188,7 @@ def _write(
     plan: _Plan,
     encoded: Sequence[EncodedChunk],
     set_dir: Path,
-    pool: ProcessPoolExecutor | None,
+    workers: Workers,
 ) -> dict[str, Any]:
     """Divide the examples, write the parts, and return the ledger."""
     examples = gather(encoded)
@@ -199,7 +198,7 @@ def _write(
     taken = train.choose(np.repeat(np.arange(len(train)), copies))
     _refuse_too_few(settings, len(examples), len(taken))
     parts = divide(taken, settings.num_spliced_dataset_bins, settings.seed)
-    written = _write_parts(settings, parts, encoded, set_dir, pool)
+    written = _write_parts(settings, parts, encoded, set_dir, workers)
     entries = ledgers.file_entries(plan.files, plan.layouts, encoded)
     ledgers.add_destinations(entries, held, copies, train)
     ledgers.balance(entries, examples)
@@ -207,7 +206,7 @@ def _write(
     if len(held):
         holdout_dir = set_dir / HOLDOUT_DIR
         holdout_dir.mkdir()
-        held_written = _write_parts(settings, [held], encoded, holdout_dir, pool)
+        held_written = _write_parts(settings, [held], encoded, holdout_dir, workers)
         buckets = ledgers.part_entries(held_written, settings.max_length)
         write_manifest({**heading, "num_buckets": 1, "is_holdout": True, "buckets": buckets}, holdout_dir)
     return {
@@ -226,13 +225,13 @@ def _write_parts(
     parts: Sequence[Examples],
     encoded: Sequence[EncodedChunk],
     set_dir: Path,
-    pool: ProcessPoolExecutor | None,
+    workers: Workers,
 ) -> list[WrittenPart]:
     jobs = [
         PartJob(part, examples, encoded, settings.type, settings.max_length, settings.packing, settings.seed, set_dir)
         for part, examples in enumerate(parts)
     ]
-    written = run_all(pool, write_part, jobs, "writing parts")
+    written = workers.run_all(write_part, jobs, "writing parts")
     ledgers.balance_parts(parts, written)
     return written
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,7 +143,7 @@ def test_exactly_the_assistants_turns_are_learned_in_templates_made_at_random(
     )
 
     def shown(content: str) -> str:
-        change = {"": str, ".lstrip()": str.lstrip, ".rstrip()": str.rstrip}.get(method, str.strip)
+        change: Any = {"": str, ".lstrip()": str.lstrip, ".rstrip()": str.rstrip}.get(method, str.strip)
         return change(content)
 
     located = locate(template(text), turns)
