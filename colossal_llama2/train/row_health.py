@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +48,14 @@ class RowHealth:
     unseen: float
     runaways: list[tuple[int, float, float]]
 
-    def figures(self, unseen_name: str) -> dict[str, float]:
-        """Return the figures by the names they are logged under."""
+    def figures(self, unseen_name: str) -> dict[str, float | None]:
+        """Return the figures by the names they are logged under; None for what is not finite, which JSON cannot say."""
         named: dict[str, float] = {}
         for name in ("norm", "old_norm", "cosine", "distance"):
             spread: Spread = getattr(self, name)
             named |= {f"{name}_mean": spread.mean, f"{name}_min": spread.least, f"{name}_max": spread.most}
-        return {**named, unseen_name: self.unseen, "runaways": float(len(self.runaways))}
+        named |= {unseen_name: self.unseen, "runaways": len(self.runaways)}
+        return {name: value if math.isfinite(value) else None for name, value in named.items()}
 
 
 def row_health(compared: torch.Tensor, old_squares: torch.Tensor, seen: torch.Tensor) -> RowHealth:

@@ -47,13 +47,11 @@ class Report:
     """What is known of the new rows at a step.
 
     Attributes:
-        rows: ids of the new tokens.
         losses: on new and old tokens since the last report.
         matrices: the health of each matrix; on the first rank alone.
         neighbours: of each matrix, a table in Markdown; on the first rank alone.
     """
 
-    rows: range
     losses: dict[str, float | int | None]
     matrices: dict[str, RowHealth]
     neighbours: dict[str, str]

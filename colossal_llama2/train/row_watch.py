@@ -126,7 +126,7 @@ class RowWatch:
                 matrices[matrix.name], tables[matrix.name] = measured.health, self._table(measured)
         for name, health in matrices.items():
             self._name_runaways(name, health)
-        return Report(self.rows, losses, matrices, tables)
+        return Report(losses, matrices, tables)
 
     def _measure(self, matrix: TokenMatrix) -> _Measured:
         old, run = range(self.rows.start), matrix.run(self._widths[matrix.name])

@@ -45,7 +45,9 @@ def test_rows_that_have_not_moved_and_rows_of_zeros_have_figures() -> None:
     health = row_health(sums(then, then), torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.bool))
     assert (health.distance.most, health.unseen) == (0.0, 1.0)
     assert health.cosine.most == pytest.approx(1.0)
-    assert all(math.isfinite(value) for value in health.figures("never_updated").values())
+    assert None not in health.figures("never_updated").values()
+    broken = row_health(sums(then * math.inf, then), torch.ones(3), torch.ones(2, dtype=torch.bool))
+    assert broken.figures("never_updated")["norm_max"] is None
 
 
 def test_a_norm_runs_away_when_it_leaves_old_rows_and_its_own_start_behind() -> None:
