@@ -51,8 +51,9 @@ def parse_record(raw: bytes, path: Path, line: int, columns: Columns | None = No
         record = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         column = error.colno if columns is None else columns.character_column(error.colno)
+        what = error.msg.rstrip(": ").removesuffix(" at")
         raise InputError(
-            f"not JSON ({error.msg} at column {column})",
+            f"not JSON ({what} at column {column})",
             path=path,
             line=line,
             remedy="each line must hold one complete JSON object",
