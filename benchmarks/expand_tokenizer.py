@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sys
 import tempfile
 import time
@@ -86,7 +87,11 @@ def _expand(settings: ExpandSettings) -> dict[str, Any]:
     wall, cpu = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
         init_tokenizer(settings)
-    seconds = {"seconds": round(time.perf_counter() - wall, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    seconds = {
+        "seconds": round(time.perf_counter() - wall, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+        "load_average": round(os.getloadavg()[0], 1),  # the wall clock means little where this is above the cores
+    }
     account = json.loads((settings.target_tokenizer_dir / "expansion.json").read_text(encoding="utf-8"))
     kept = {"raised": len(account["raised"]), "merge_order": account["merge_order"]}
     return {**account["counts"], **kept, "missing_prefixes": _missing_prefixes(settings), **seconds}

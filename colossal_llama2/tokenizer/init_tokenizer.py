@@ -70,6 +70,8 @@ class Settings:
 
 def main(settings: Settings) -> None:
     """Expand the tokenizer, prove that its readers agree on it and that old text is kept, and write its account."""
+    if settings.on_change != "drop" and not settings.keep_identical:
+        raise InputError(f"--on_change {settings.on_change} needs old text", remedy="pass --keep_identical FILE too")
     source = _read_source(settings)
     expander = _expander(source)
     wanted = read_piece_list(settings.expand_tokens_file)
@@ -80,7 +82,7 @@ def main(settings: Settings) -> None:
     ordered, merge_order = expander.in_order(pieces.new, settings.merge_order)
     attempt, kept = _build(expander, ordered, documents, settings)
     left_out = _left_out(attempt, kept, wanted, settings)
-    _require_pieces(attempt.added, settings)
+    _require_pieces(attempt.added, settings, left_out)
     with whole_directory(settings.target_tokenizer_dir, settings.overwrite) as work:
         compared = expander.write(attempt, work)
         expansion = Expansion(
@@ -163,9 +165,10 @@ def _policy(settings: Settings) -> dict[str, str]:
     return {**policy, "on_change": settings.on_change} if settings.keep_identical else policy
 
 
-def _require_pieces(pieces: Sequence[str], settings: Settings) -> None:
+def _require_pieces(pieces: Sequence[str], settings: Settings, left_out: Sequence[RefusedPiece] = ()) -> None:
     if not pieces:
-        raise InputError("holds no piece that could be added", path=settings.expand_tokens_file)
+        why = f": all are left out, such as {left_out[0].piece!r} ({left_out[0].reason})" if left_out else ""
+        raise InputError(f"holds no piece that could be added{why}", path=settings.expand_tokens_file)
 
 
 def _say_what_is_odd(attempt: Attempt, documents: Documents | None) -> None:

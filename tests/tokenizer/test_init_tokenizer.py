@@ -143,7 +143,7 @@ def test_what_cannot_be_built_is_closed_dropped_or_refused(source: Path, pieces_
         main(Settings(source, tmp_path / "error", pieces_file, unreachable="error"))
     assert not (tmp_path / "error").exists()
     pieces_file.write_text('{"piece": "天气很好"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match="no piece that could be added"):
+    with pytest.raises(InputError, match=r"no piece that could be added: all are left out, such as .* \(no two pieces"):
         main(Settings(source, tmp_path / "error", pieces_file, unreachable="drop"))
 
 
@@ -193,6 +193,7 @@ def test_mistakes_leave_nothing_behind(source: Path, pieces_file: Path, tmp_path
     refused("no such folder", source_tokenizer_dir=tmp_path / "absent")
     refused("cannot be read", expand_tokens_file=tmp_path / "absent.jsonl")
     refused("cannot be read", sample_file=tmp_path / "absent.txt")
+    refused("needs old text; pass --keep_identical", on_change="error")
     refused("no such file", keep_identical=(tmp_path / "absent",))
     chinese = tmp_path / "chinese.txt"
     chinese.write_text("今天", encoding="utf-8")
