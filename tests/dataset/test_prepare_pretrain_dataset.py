@@ -19,7 +19,7 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2 import cli
-from colossal_llama2.dataset import prepare_pretrain_dataset
+from colossal_llama2.dataset import encoding, prepare_pretrain_dataset
 from colossal_llama2.dataset.parts import Row
 from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings, main
 from colossal_llama2.errors import InputError
@@ -131,6 +131,36 @@ def test_output_does_not_depend_on_workers_or_place(tmp_path: Path, prepare: Pre
     again = prepare(tmp_path / "one", seed=7, num_spliced_dataset_bins=3, overwrite=True).outputs()
     assert again.keys() == outputs[0].keys()
     assert again != outputs[0]
+
+
+def test_output_does_not_depend_on_the_encoder(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gigatoken")
+    records = [
+        {"source": "the fox " * (n % 3), "target": f"今天</s> {n}\n  \x00" * (n % 13 + 1), "category": str(n % 3)}
+        for n in range(60)
+    ]
+    loaded = []
+    load = encoding.load_encoder
+
+    def watched(*args: Any, **options: Any) -> Any:
+        loaded.append(load(*args, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(encoding, "load_encoder", watched)
+    encoding._encoder.cache_clear()
+    kinds = (("reference", 1), ("gigatoken", 1), ("gigatoken", 2), ("auto", 1))
+    outputs = [
+        prepare(tmp_path / f"{kind}{workers}", records, encoder=kind, num_workers=workers).outputs()
+        for kind, workers in kinds
+    ]
+    assert outputs[0]
+    assert all(output == outputs[0] for output in outputs)
+    assert [encoder.kind for encoder in loaded] == ["sentencepiece", "gigatoken", "sentencepiece"]
+    monkeypatch.setattr(prepare_pretrain_dataset, "_WORTH_LOADING", 0)
+    assert prepare(tmp_path / "large", records, encoder="auto").outputs() == outputs[0]
+    assert loaded[-1].kind == "gigatoken"
 
 
 def test_bad_records_can_be_skipped_and_are_listed(tmp_path: Path, prepare: Prepare) -> None:
