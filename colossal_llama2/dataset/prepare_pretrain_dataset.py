@@ -78,6 +78,7 @@ def main(settings: PrepareSettings) -> None:
         counted = partial(count_records, skip_bad_records=settings.bad_records == "skip")
         _refuse_too_few(settings, sum(run_all(pool, counted, shards, "checking")))
         _warn(ignored, encoder)
+        encoder = _faster(settings, files, encoder)
         encoded = _encode(settings, shards, encoder, pool)
         corpus = gather(encoded)
         jobs, buckets = plan_buckets(corpus, settings.num_spliced_dataset_bins, settings.max_length, settings.seed)
@@ -120,7 +121,7 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
     if not entries:
         raise InputError("--data_input_dirs names nothing", remedy="name folders or jsonl files, separated by commas")
     files, ignored = find_inputs(entries)
-    encoder = load_encoder(settings.tokenizer_dir, kind=_encoder_kind(settings, files))
+    encoder = load_encoder(settings.tokenizer_dir, kind="gigatoken" if settings.encoder == "gigatoken" else "reference")
     for folder in (settings.data_arrow_output_dir, settings.data_jsonl_output_dir):
         refuse_existing(folder, settings.overwrite)
     _refuse_nested(settings, entries)
@@ -133,11 +134,11 @@ def _check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encod
     return files, ignored, encoder
 
 
-def _encoder_kind(settings: PrepareSettings, files: Sequence[InputFile]) -> EncoderKind:
-    """Load gigatoken, in every worker, only for a corpus that takes longer to encode without it."""
-    if settings.encoder == "auto" and sum(file.num_bytes for file in files) < _WORTH_LOADING:
-        return "reference"
-    return settings.encoder
+def _faster(settings: PrepareSettings, files: Sequence[InputFile], encoder: Encoder) -> Encoder:
+    """Load gigatoken, as every worker will, for a corpus that takes longer to encode without it."""
+    if settings.encoder != "auto" or sum(file.num_bytes for file in files) < _WORTH_LOADING:
+        return encoder
+    return load_encoder(settings.tokenizer_dir, kind="auto")
 
 
 def _warn(ignored: Sequence[str], encoder: Encoder) -> None:

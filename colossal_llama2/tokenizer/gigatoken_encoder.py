@@ -125,12 +125,14 @@ class GigatokenEncoder(Encoder):
         return self.reference._spans(text)
 
 
-def gigatoken_version() -> str | None:
-    """Return the version of gigatoken, or None where it is not installed."""
-    try:
-        return version("gigatoken")
-    except PackageNotFoundError:
-        return None
+def missing_package() -> str | None:
+    """Return the name of a package that gigatoken's encoder needs and that is not installed, if there is one."""
+    for name in ("gigatoken", "awkward"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            return name
+    return None
 
 
 def _load(model: GigatokenModel) -> Any:
