@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from colossal_llama2 import cli
 from colossal_llama2.jsonl import read_jsonl
 from colossal_llama2.tokenizer.encoder import Encoder, set_parallelism
 from colossal_llama2.tokenizer.folder import read_folder
-from colossal_llama2.tokenizer.gigatoken_encoder import GigatokenEncoder, gigatoken_version
+from colossal_llama2.tokenizer.gigatoken_encoder import GigatokenEncoder
 from colossal_llama2.tokenizer.gigatoken_model import from_piece_model, pieces_and_merges
 from colossal_llama2.tokenizer.init_tokenizer import Settings as ExpandSettings
 from colossal_llama2.tokenizer.init_tokenizer import main as init_tokenizer
@@ -73,7 +74,7 @@ def main(settings: Settings) -> None:
     base = settings.data / "llama2_tokenizer"
     pieces = settings.data / "pieces_zh_20k.jsonl"
     files = [path for path in sorted(settings.data.rglob("*.jsonl")) if path != pieces]
-    result: dict[str, Any] = {"machine": describe_machine(), "gigatoken": gigatoken_version(), "files": {}}
+    result: dict[str, Any] = {"machine": describe_machine(), "gigatoken": version("gigatoken"), "files": {}}
     with tempfile.TemporaryDirectory() as folder:
         plain, expanded = Path(folder) / "plain", Path(folder) / "expanded"
         _convert(base, plain)

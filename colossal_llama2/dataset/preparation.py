@@ -110,7 +110,8 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     if not entries:
         raise InputError("--data_input_dirs names nothing", remedy="name folders or files, separated by commas")
     files, ignored = find_inputs(entries)
-    encoder = load_encoder(settings.tokenizer_dir, kind=_encoder_kind(settings, files))
+    asked_for = settings.work.encoder == "gigatoken"
+    encoder = load_encoder(settings.tokenizer_dir, kind="gigatoken" if asked_for else "reference")
     outputs = _outputs(settings)
     for folder in outputs:
         refuse_existing(folder, settings.overwrite)
@@ -130,11 +131,11 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     return files, ignored, encoder
 
 
-def _encoder_kind(settings: PrepareSettings, files: Sequence[InputFile]) -> EncoderKind:
-    """Load gigatoken, in every worker, only for a corpus that takes longer to encode without it."""
-    if settings.work.encoder == "auto" and sum(file.num_bytes for file in files) < WORTH_LOADING:
-        return "reference"
-    return settings.work.encoder
+def faster(settings: PrepareSettings, files: Sequence[InputFile], encoder: Encoder) -> Encoder:
+    """Load gigatoken, as every worker will, for a corpus that takes longer to encode without it."""
+    if settings.work.encoder != "auto" or sum(file.num_bytes for file in files) < WORTH_LOADING:
+        return encoder
+    return load_encoder(settings.tokenizer_dir, kind="auto")
 
 
 def _check_numbers(settings: PrepareSettings) -> None:

@@ -31,7 +31,7 @@ from colossal_llama2.dataset.ledger import (
     write_manifest,
 )
 from colossal_llama2.dataset.planning import HOLDOUT_FILE, Plan, Selection, category_names, make_plan
-from colossal_llama2.dataset.preparation import PrepareSettings, check
+from colossal_llama2.dataset.preparation import PrepareSettings, check, faster
 from colossal_llama2.dataset.rows import BucketJob, CutCounts, WrittenBucket, write_bucket
 from colossal_llama2.dataset.selecting import parse_share, parse_weights, weight_array
 from colossal_llama2.dataset.workers import Workers, start_workers
@@ -56,6 +56,7 @@ class _Preparation:
 def main(settings: PrepareSettings) -> None:
     """Prepare the corpus; the output folders appear when everything is written and the ledger balances."""
     files, ignored, encoder = check(settings)
+    encoder = faster(settings, files, encoder)
     preparation = _Preparation(settings, encoder, files, split_into_shards(files), ignored)
     work = settings.work
     with start_workers(work.num_workers, work.ray_address if work.executor == "ray" else None) as workers:

@@ -74,7 +74,7 @@ class GigatokenEncoder(Encoder):
         return self._encode_strings(checked_strings(texts))
 
     def _encode(self, texts: Sequence[str]) -> EncodedTexts:
-        return self._encode_strings(pa.array(texts, pa.large_string()))
+        return self._encode_strings(_strings(texts))
 
     def _encode_strings(self, strings: pa.LargeStringArray) -> EncodedTexts:
         if self._model.aside is None:
@@ -125,12 +125,14 @@ class GigatokenEncoder(Encoder):
         return self.reference._spans(text)
 
 
-def gigatoken_version() -> str | None:
-    """Return the version of gigatoken, or None where it is not installed."""
-    try:
-        return version("gigatoken")
-    except PackageNotFoundError:
-        return None
+def missing_package() -> str | None:
+    """Return the name of a package that gigatoken's encoder needs and that is not installed, if there is one."""
+    for name in ("gigatoken", "awkward"):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            return name
+    return None
 
 
 def _load(model: GigatokenModel) -> Any:
@@ -142,6 +144,14 @@ def _load(model: GigatokenModel) -> Any:
         return load_hf_json(model.content)
     except (ValueError, RuntimeError) as error:
         raise UnfitError(f"gigatoken cannot read it ({str(error).splitlines()[0]})") from None
+
+
+def _strings(texts: Sequence[str]) -> pa.LargeStringArray:
+    """Lay texts out behind one another; `pa.array` does too, and imports pandas for it, which takes half a second."""
+    parts = [text.encode() for text in texts]
+    offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, parts), dtype=np.int64, count=len(parts)), out=offsets[1:])
+    return pa.LargeStringArray.from_buffers(len(parts), pa.py_buffer(offsets), pa.py_buffer(b"".join(parts)))
 
 
 def _woven(given: EncodedTexts, kept: EncodedTexts, aside: npt.NDArray[np.bool_]) -> EncodedTexts:

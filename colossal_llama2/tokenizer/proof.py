@@ -22,6 +22,7 @@ from colossal_llama2.tokenizer.encoder import EncodedTexts, Encoder
 PROOF_VERSION: Final = 1
 CACHE_VARIABLE: Final = "COLOSSAL_LLAMA2_CACHE_DIR"
 _BATCH: Final = 4096
+_NOT_ITS_FAULT: Final = (KeyboardInterrupt, SystemExit, MemoryError, OSError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def prove(reference: Encoder, candidates: Sequence[Encoder], texts: Iterable[str
             try:
                 found = candidate.encode(batch)
             except BaseException as error:  # a panic in Rust is not an Exception
-                if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                if isinstance(error, _NOT_ITS_FAULT):
                     raise
                 return Verdict(compared, f"{candidate.kind} fails ({type(error).__name__}: {error})")
             place = _first_difference(expected, found)

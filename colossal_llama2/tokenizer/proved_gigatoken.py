@@ -8,7 +8,7 @@ from pathlib import Path
 
 from colossal_llama2 import cli
 from colossal_llama2.tokenizer.encoder import Encoder
-from colossal_llama2.tokenizer.gigatoken_encoder import GigatokenEncoder, gigatoken_version
+from colossal_llama2.tokenizer.gigatoken_encoder import GigatokenEncoder, missing_package
 from colossal_llama2.tokenizer.gigatoken_model import GigatokenModel, UnfitError, pieces_and_merges
 from colossal_llama2.tokenizer.proof import Verdict, proof_key, prove, recall, remember
 from colossal_llama2.tokenizer.proof_texts import large_texts, proof_texts
@@ -29,8 +29,9 @@ def load_gigatoken(
     Raises:
         UnfitError: gigatoken is not installed, cannot read the tokenizer, or gives other ids.
     """
-    if gigatoken_version() is None:
-        raise UnfitError("gigatoken is not installed")
+    missing = missing_package()
+    if missing is not None:
+        raise UnfitError(f"{missing} is not installed")
     model = write()
     key = proof_key(
         [model.content.encode(), repr(model.aside).encode(), reference.kind.encode(), identity],

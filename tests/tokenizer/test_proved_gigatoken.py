@@ -111,7 +111,7 @@ def test_a_wrong_order_of_merges_is_caught(folder: Path, monkeypatch: pytest.Mon
 def test_without_gigatoken_there_is_a_line_and_the_reference(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(proved_gigatoken, "gigatoken_version", lambda: None)
+    monkeypatch.setattr(proved_gigatoken, "missing_package", lambda: "gigatoken")
     for _ in range(2):
         assert load_encoder(folder, kind="auto").kind != "gigatoken"
     assert capsys.readouterr().err.count("gigatoken is not installed") == 1
