@@ -79,8 +79,8 @@ def telling_weights(cuts: Cuts) -> torch.Tensor:
     The weight is ``a / (a + p)`` where p is the part's share among all parts of all new tokens. The lead bytes that
     half an alphabet begins with say next to nothing, and in a plain mean they are a third of every row.
     """
-    share = torch.bincount(cuts.ids) / max(len(cuts.ids), 1) if len(cuts.ids) else torch.zeros(1)
-    return (_SMOOTH / (_SMOOTH + share.to(torch.float64)))[cuts.ids]
+    share = torch.bincount(cuts.ids).to(torch.float64) / max(len(cuts.ids), 1)
+    return (_SMOOTH / (_SMOOTH + share))[cuts.ids]
 
 
 def tilted(weights: torch.Tensor, cuts: Cuts, which: torch.Tensor) -> torch.Tensor:

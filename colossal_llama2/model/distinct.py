@@ -28,9 +28,9 @@ class Distinct:
         """Begin with no rows.
 
         Args:
-            spread: the standard deviation of the base's rows around their mean; asked for only when a row is moved.
+            spread: the standard deviation of the base's rows around their mean; asked for once, when a row is moved.
         """
-        self._spread = spread
+        self._ask_spread, self._spread = spread, 0.0
         self._seen: set[int] = set()
         self._rows = 0
         self.moved = 0
@@ -57,7 +57,8 @@ class Distinct:
 
     def _moved(self, row: torch.Tensor, number: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(number)
-        size = _SHARE * (self._spread() or _SPREAD_OF_NONE)
+        self._spread = self._spread or self._ask_spread() or _SPREAD_OF_NONE
+        size = _SHARE * self._spread
         for _ in range(_ATTEMPTS):
             noise = torch.randn(row.shape, generator=generator, dtype=torch.float64) * size
             moved = (row.to(torch.float64) + noise).to(row.dtype)
@@ -75,7 +76,9 @@ def fingerprints(rows: torch.Tensor) -> list[int]:
     Rows of negative and of positive zeros are equal.
     """
     raw = (rows + 0.0).contiguous().view(torch.uint8)
-    words = functional.pad(raw, (0, -raw.shape[1] % 8)).view(torch.int64)
+    if raw.shape[1] % 8:
+        raw = functional.pad(raw, (0, -raw.shape[1] % 8))
+    words = raw.view(torch.int64)
     generator = torch.Generator().manual_seed(words.shape[1])
     factors = torch.randint(-(1 << 62), 1 << 62, (words.shape[1],), generator=generator) * 2 + 1
     mixed = words * factors  # wraps around, as it should

@@ -142,7 +142,8 @@ def test_random_rows_have_the_matrixs_mean_and_deviation() -> None:
     assert np.allclose(deviation_of_all(base).numpy()[0], exact.std(0), rtol=1e-12)
     assert np.allclose(rows.numpy().mean(0), exact.mean(0), atol=5 * exact.std(0).max() / 77)
     assert np.allclose(rows.numpy().std(0), exact.std(0), rtol=0.05)
-    assert spread(base) == pytest.approx(np.sqrt((exact.std(0) ** 2).mean()))
+    assert spread(base[:2000]) == pytest.approx(np.sqrt((exact[:2000].std(0) ** 2).mean()))
+    assert spread(base) == pytest.approx(np.sqrt((exact.std(0) ** 2).mean()), rel=0.05)
 
 
 def test_given_rows_are_taken_as_they_are() -> None:
