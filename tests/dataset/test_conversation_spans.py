@@ -142,8 +142,9 @@ def test_exactly_the_assistants_turns_are_learned_in_templates_made_at_random(
     )
 
     def shown(content: str) -> str:
-        change = {"": str, ".lstrip()": str.lstrip, ".rstrip()": str.rstrip}.get(method, str.strip)
-        return change(content)
+        if not method:
+            return content
+        return content.lstrip() if "lstrip" in method else content.rstrip() if "rstrip" in method else content.strip()
 
     located = locate(template(text), turns)
     assert located.refusal is None
