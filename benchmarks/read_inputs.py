@@ -166,6 +166,7 @@ def _measure_lines(work: Path, settings: ReadSettings, language: str, num_bytes:
         "MB per CPU second, a line at a time": round(megabytes / old, 1),
         "MB per CPU second, sha256 of the segment": round(megabytes / digest, 1),
         "microseconds a record beyond orjson": round((ours - bare) / len(lines) * 1e6, 2),
+        "peak memory, MB": _read_in_own_process(path)["peak memory, MB"],
     }
 
 
@@ -223,9 +224,13 @@ def _measure_giant(work: Path, settings: ReadSettings) -> dict[str, Any]:
         for _ in range(settings.giant_megabytes * 1_000_000 // len(written)):
             file.write(written)
         file.write(b'"}\n{"target": "last"}\n')
+    return {"MB": round(path.stat().st_size / 1e6), **_read_in_own_process(path)}
+
+
+def _read_in_own_process(path: Path) -> dict[str, Any]:
     command = [sys.executable, __file__, "--measure_file", str(path)]
     found: dict[str, Any] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-    return {"MB": round(path.stat().st_size / 1e6), **found}
+    return found
 
 
 def _read_alone(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from colossal_llama2.dataset import columnar, lines
 from colossal_llama2.errors import InputError
 
 SHARD_BYTES = 16 << 20
+_FILES_A_SHARD = 4096
 Kind = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"]
 _KINDS: tuple[Kind, ...] = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow")
 _REMEDY = "name folders, files or patterns in --data_input_dirs"
@@ -102,7 +103,7 @@ def find_inputs(entries: Sequence[str]) -> tuple[list[InputFile], list[str]]:
 
 
 def split_into_shards(files: Sequence[InputFile], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Cut files into shards of about `shard_bytes` of input; small files share one, in order.
+    """Cut files into shards of about `shard_bytes` of input; small files share one, in order, but at most 4,096 do.
 
     Plain jsonl is cut where lines begin, so that a line of many shards' size is one segment and is read once.
 
@@ -114,6 +115,7 @@ def split_into_shards(files: Sequence[InputFile], shard_bytes: int = SHARD_BYTES
     held = 0
     for file in files:
         for start, end, num_bytes in _cuts(file, shard_bytes):
+            num_bytes = max(num_bytes, shard_bytes // _FILES_A_SHARD)  # what it costs to open one
             if waiting and held + num_bytes > shard_bytes:
                 shards.append(Shard(tuple(waiting)))
                 waiting, held = [], 0

@@ -82,6 +82,11 @@ def test_a_long_line_is_one_segment_and_small_files_share_a_shard(tmp_path: Path
     assert found == [[("a", 0, 6), ("b", 0, 2)], [("c", 0, 55)], [("c", 55, 57), ("e", 0, 1)]]
 
 
+def test_a_shard_is_of_a_limited_number_of_files() -> None:
+    files = [InputFile("in", f"in/{number}.jsonl", 1, "jsonl") for number in range(10_000)]
+    assert [len(shard.segments) for shard in split_into_shards(files)] == [4096, 4096, 1808]
+
+
 def test_files_and_segments_are_small() -> None:
     root = "folder"
     file = InputFile(root, "folder/name.jsonl", 1000, "jsonl")

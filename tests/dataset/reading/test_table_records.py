@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,23 @@ def test_a_folder_of_datasets_is_read(tmp_path: Path, files: Any) -> None:
     assert [file.kind for file in found] == ["arrow"]
     assert sorted(ignored) == ["saved/dataset_info.json", "saved/state.json"]
     assert files.read(tmp_path / "saved")[0] == [("", record["text"], "unknown") for record in records]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "arrow stream", "arrow words"])
+def test_whatever_bytes_are_changed_it_is_read_or_refused(kind: str, tmp_path: Path, files: Any) -> None:
+    draw = random.Random(4)
+    records = [{"target": f"the fox {number}" * (number % 5 + 1), "category": "ab"[number % 2]} for number in range(20)]
+    path = files.writers[kind](tmp_path, records)
+    whole = path.read_bytes()
+    outcomes = set()
+    for _ in range(80):
+        content = bytearray(whole)
+        for _ in range(draw.choice([1, 1, 20])):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content)
+        try:
+            files.read(path, Reading(skip_bad_records=True))
+            outcomes.add("read")
+        except InputError as error:
+            outcomes.add(str(error).partition(": ")[0])
+    assert outcomes == {"read", str(path)}
