@@ -14,6 +14,7 @@ from colossal_llama2.engine.nodes.plain import PlainSettings
 from colossal_llama2.flag_tables import flag_table
 from colossal_llama2.model import init_model
 from colossal_llama2.model.merge_lora import MergeSettings
+from colossal_llama2.report.advise_vocabulary import AdviceSettings
 from colossal_llama2.report.compare_inits import CompareSettings
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
@@ -23,6 +24,7 @@ from colossal_llama2.train.settings import TrainSettings
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
 COMMANDS = {
+    "tools/advise_vocabulary.py": AdviceSettings,
     "tools/mine_pieces.py": MineSettings,
     "tools/init_tokenizer.py": init_tokenizer.Settings,
     "tools/init_model.py": init_model.Settings,

@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
     if settings.on_change != "drop" and not settings.keep_identical:
         raise InputError(f"--on_change {settings.on_change} needs old text", remedy="pass --keep_identical FILE too")
     source = _read_source(settings)
-    expander = _expander(source)
+    expander = expander_of(source)
     wanted = read_piece_list(settings.expand_tokens_file)
     sample = read_sample(settings.sample_file) if settings.sample_file else None
     documents = Documents(settings.keep_identical) if settings.keep_identical else None
@@ -107,7 +107,8 @@ def main(settings: Settings) -> None:
     _say_what_is_odd(attempt, documents)
 
 
-def _expander(source: TokenizerFolder) -> Expander:
+def expander_of(source: TokenizerFolder) -> Expander:
+    """Return what expands a folder's kind of tokenizer."""
     if source.model_file is None:
         return ByteLevelExpander(source)
     return PieceExpander(source)
