@@ -258,7 +258,7 @@ def _expand(expander: Expander, wanted: Sequence[WantedPiece], count: int, old_t
 
 
 def _count(encoder: Encoder, texts: Sequence[str], first_new: int, num_new: int) -> tuple[CompressionRate, float]:
-    """Count tokens, characters and bytes, and the share of the new tokens that occur; some million characters at once."""
+    """Count tokens, characters and bytes, and the share of new tokens that occur; some million characters at once."""
     tokens = characters = num_bytes = 0
     seen = np.zeros(num_new, dtype=np.bool_)
     batch: list[str] = []

@@ -51,7 +51,7 @@ def test_counts_are_sentencepieces_and_old_text_costs_what_it_did(
     assert base["new_text"]["tokens"] > larger[0]["new_text"]["tokens"] > larger[1]["new_text"]["tokens"]
     assert [entry["old_text"]["tokens"] for entry in larger] == [base["old_text"]["tokens"]] * 2
     assert [entry["added"] for entry in larger] == [2, 4]
-    assert larger[1]["used"] == 1.0
+    assert 0.5 < larger[1]["used"] <= 1.0
     [peer] = content["tokenizers"]
     assert peer["tokens_per_document"] == round(tokens / len(TEXTS), 3)
     assert (settings.output_dir / "advice.png").read_bytes().startswith(b"\x89PNG")
