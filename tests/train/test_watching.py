@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 ONLY = ["--mixed_precision", "fp32", "--freeze_non_embeds_params", "--micro_batch_size", 64, "--num_epochs", 99]
 FLAT = "the embeddings-only stage has stopped paying"
 
@@ -61,21 +59,3 @@ def test_a_falling_loss_and_a_stage_that_trains_everything_are_let_be(
     assert run.code == 0, run.output
     state = json.loads((tmp_path / "c" / "epoch-1_step-2" / "running_states.json").read_text())
     assert state["watched"] == {}
-
-
-@pytest.mark.long
-def test_a_stage_that_cannot_learn_ends_where_it_would_have(
-    train_on: Callable[..., Any], expanded: Callable[..., tuple[Path, Path]], tmp_path: Path
-) -> None:
-    """With a learning rate of nearly nothing the loss cannot fall; resumed, the verdict comes at the same step."""
-    model_dir, corpus = expanded()
-    flags = [*ONLY, "--max_steps", 210, "--lr", 1e-9, "--save_interval", 150, "--stop_when_flat"]
-    run = train_on(1, tmp_path / "a", *flags, model_dir=model_dir, corpus=corpus)
-    assert run.code == 0, run.output
-    assert f"step 200: {FLAT}" in run.output
-    assert len(run.metrics) == 200
-    (checkpoint,) = (tmp_path / "a").glob("epoch-*_step-150")
-    rest = train_on(1, tmp_path / "b", *flags, "--load_checkpoint", checkpoint, model_dir=model_dir, corpus=corpus)
-    assert rest.code == 0, rest.output
-    assert f"step 200: {FLAT}" in rest.output
-    assert rest.curve() == run.curve()[150:]
