@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama2.dataset.fast_lines import MAX_DEPTH, count_quotes, parse_block
@@ -94,7 +94,7 @@ def fast(raw: bytes) -> dict[str, Any] | None:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(block=st.lists(lines(), min_size=1, max_size=3), final=st.booleans(), is_small=st.booleans())
 @example(block=[rb'{"a":"\"","a":1}'], final=True, is_small=True)
 @example(block=[rb'{"a":1,"\u0061":2}'], final=True, is_small=True)

@@ -82,7 +82,7 @@ def compare(raw: bytes, block: int, held: int) -> None:
 SIZES = {"block": st.integers(1, 40), "held": st.integers(0, 12)}
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(raw=SOUP, **SIZES)
 @example(raw=b'{"\\u0061bcdefgh": 1, "abcdefgh": 2}', block=7, held=6)
 @example(raw=b'{"abcdefgh": 1, "\\u0061bcdefgh": 2}', block=3, held=7)
@@ -90,7 +90,7 @@ def test_any_bytes_are_judged_alike(raw: bytes, block: int, held: int) -> None:
     compare(raw, block, held)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(inside=INSIDE, **SIZES)
 @example(inside=rb"aaaaaaaaaaaaaaaaaaaa\ud83d\u12G4", block=100, held=1)
 @example(inside=rb"aaaaaaaaaa\\\\\\\ude00aaaa\ud83d\ude00", block=3, held=1)
