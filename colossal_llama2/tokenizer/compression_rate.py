@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from colossal_llama2.errors import InputError
-from colossal_llama2.jsonl import read_jsonl, string_field
+from colossal_llama2.jsonl import read_jsonl
+from colossal_llama2.tokenizer.documents import read_text, text_of_record
 from colossal_llama2.tokenizer.encoder import Encoder
 
 
@@ -45,6 +48,12 @@ def measure_compression(encoder: Encoder, texts: Sequence[str]) -> CompressionRa
     )
 
 
+def count_longer(before: Encoder, after: Encoder, texts: Sequence[str]) -> int:
+    """Count the texts that one encoder needs more tokens for than another."""
+    lengths = [np.diff(encoder.encode(texts).offsets) for encoder in (before, after)]
+    return int(np.count_nonzero(lengths[1] > lengths[0]))
+
+
 def read_sample(path: Path) -> list[str]:
     """Read the texts of a sample: the records of a ``.jsonl`` (source and target, or text), else the file as one text.
 
@@ -52,21 +61,10 @@ def read_sample(path: Path) -> list[str]:
         InputError: the file cannot be read, is not UTF-8, holds no text, or a record has neither target nor text.
     """
     if path.suffix == ".jsonl":
-        texts = [_text_of(record, path, line) for line, record in read_jsonl(path)]
+        texts = [text_of_record(record, path, line) for line, record in read_jsonl(path)]
     else:
-        try:
-            texts = [path.read_bytes().decode("utf-8-sig")]
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", path=path) from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 (at byte {error.start})", path=path, remedy="convert it to UTF-8") from None
+        texts = [read_text(path)]
     texts = [text for text in texts if text]
     if not texts:
         raise InputError("holds no text", path=path, remedy="give a sample with text in it")
     return texts
-
-
-def _text_of(record: dict[str, object], path: Path, line: int) -> str:
-    if "target" in record or "source" in record:
-        return string_field(record, "source", path, line, default="") + string_field(record, "target", path, line)
-    return string_field(record, "text", path, line)

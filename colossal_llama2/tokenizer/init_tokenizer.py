@@ -1,43 +1,38 @@
-"""Command: expand a SentencePiece BPE tokenizer by the pieces of a list."""
+"""Command: expand a tokenizer by the pieces of a list."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run by its path: this folder stands first on sys.path, the package is two above it
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from sentencepiece import SentencePieceProcessor
-from tokenizers import Tokenizer
-
 from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
-from colossal_llama2.tokenizer import loading, parity
-from colossal_llama2.tokenizer.compression_rate import measure_compression, read_sample
-from colossal_llama2.tokenizer.expand import expand_model
-from colossal_llama2.tokenizer.expansion import Expansion
-from colossal_llama2.tokenizer.folder import (
-    EXPANSION_FILE,
-    JSON_FILE,
-    MODEL_FILE,
-    MarkerToken,
-    TokenizerFolder,
-    read_folder,
-)
-from colossal_llama2.tokenizer.piece_list import read_piece_list, sort_pieces
-from colossal_llama2.tokenizer.piece_model import PieceModel, require_bpe
-from colossal_llama2.tokenizer.reachability import unreachable_pieces
-from colossal_llama2.tokenizer.writing import write_tokenizer
+from colossal_llama2.tokenizer import loading
+from colossal_llama2.tokenizer.compression_rate import count_longer, measure_compression, read_sample
+from colossal_llama2.tokenizer.documents import Documents
+from colossal_llama2.tokenizer.expander import Attempt, Expander, MergeOrder, UnreachablePolicy
+from colossal_llama2.tokenizer.expansion import Expansion, SampleCounts
+from colossal_llama2.tokenizer.folder import EXPANSION_FILE, JSON_FILE, MODEL_FILE, TokenizerFolder, read_folder
+from colossal_llama2.tokenizer.old_text import Kept, OnChange, keep_old_text, read_old_text
+from colossal_llama2.tokenizer.piece_expander import PieceExpander
+from colossal_llama2.tokenizer.piece_list import RefusedPiece, WantedPiece, read_piece_list
+
+_NAMED = 20
+_MANY = 100
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Expand a SentencePiece BPE tokenizer by a list of pieces; its own ids, merges and settings stay as they are."""
+    """Expand a SentencePiece BPE tokenizer by a list of pieces; its own ids, merges and settings stay as they are.
+
+    Every piece that is added comes out of its own text as one token.
+    """
 
     source_tokenizer_dir: Path
     """Folder of the tokenizer to expand; tokenizer.model alone is enough."""
@@ -51,55 +46,144 @@ class Settings:
     sample_file: Path | None = None
     """Text (or jsonl with source and target, or text) on which tokens per character are measured before and after."""
 
+    unreachable: UnreachablePolicy = "close"
+    """What to do about pieces that BPE cannot build: close adds the fewest pieces in between that they need, drop
+    leaves them out, error refuses the list."""
+
+    keep_identical: tuple[Path, ...] = ()
+    """Text in the old language (files or folders: jsonl with source and target, or text; anything else line by line)
+    that must be cut into the same tokens as before."""
+
+    on_change: OnChange = "drop"
+    """What to do about pieces that change such text: drop leaves them out, error refuses the list, allow keeps them
+    and counts the documents they change."""
+
+    merge_order: MergeOrder = "auto"
+    """Order in which new pieces are merged: length (shorter first), list (as they stand in the list), or auto: list
+    where every piece of it can be joined from two that stand before it, as in a mined list, else length."""
+
     overwrite: bool = False
     """Replace the target folder if it exists."""
 
 
 def main(settings: Settings) -> None:
-    """Expand the tokenizer, prove that both readers agree on it, and write it with its account."""
+    """Expand the tokenizer, prove that its readers agree on it and that old text is kept, and write its account."""
     source = _read_source(settings)
-    model = loading.read_model(source)
-    require_bpe(model, source.path)
+    expander = _expander(source)
     wanted = read_piece_list(settings.expand_tokens_file)
     sample = read_sample(settings.sample_file) if settings.sample_file else None
-    beyond = loading.tokens_beyond(source, model)
-    pieces = sort_pieces(wanted, model, source.markers | {token.content for token in beyond})
-    if not pieces.new:
-        raise InputError("holds no piece that could be added", path=settings.expand_tokens_file)
-    _refuse_gaps(source, model, beyond)
-    expanded = expand_model(model, pieces.new, beyond)
-    num_base = len(model.pieces) + len(beyond)
-    new_ids = range(num_base, len(expanded.pieces))
+    documents = Documents(settings.keep_identical) if settings.keep_identical else None
+    pieces = expander.sort(wanted)
+    _require_pieces(pieces.new, settings)
+    ordered, merge_order = expander.in_order(pieces.new, settings.merge_order)
+    attempt, kept = _build(expander, ordered, documents, settings)
+    left_out = _left_out(attempt, kept, wanted, settings)
+    _require_pieces(attempt.added, settings)
     with whole_directory(settings.target_tokenizer_dir, settings.overwrite) as work:
-        write_tokenizer(
-            work, source, expanded, loading.build_fast(source, expanded), loading.special_tokens(source, model)
-        )
+        compared = expander.write(attempt, work)
         expansion = Expansion(
-            base_tokens=num_base,
+            base_tokens=expander.num_base,
             sorted_pieces=pieces,
-            unreachable=tuple(unreachable_pieces(expanded, new_ids)),
+            added=attempt.added,
+            intermediates=attempt.intermediates,
+            left_out=left_out,
+            raised=attempt.raised,
+            merge_order=merge_order,
+            policy=_policy(settings),
             source_fingerprint=loading.tokenizer_fingerprint(source.path),
             target_fingerprint=loading.tokenizer_fingerprint(work),
-            texts_compared=_prove_parity(work, new_ids),
+            texts_compared=compared,
+            kept=kept,
+            sample=_measure(expander, attempt, sample) if sample else None,
         )
-        if sample is not None:
-            before, after = (measure_compression(loading.load_encoder(path), sample) for path in (source.path, work))
-            expansion = dataclasses.replace(expansion, before=before, after=after)
         expansion.write(work / EXPANSION_FILE)
         (work / "settings.yaml").write_text(cli.as_yaml(settings), encoding="utf-8")
     for line in expansion.lines():
         cli.say(line)
+    _say_what_is_odd(attempt, documents)
 
 
-def _read_source(settings: Settings) -> TokenizerFolder:
-    """Read the source folder and refuse what cannot be expanded, before any work is done."""
-    source = read_folder(settings.source_tokenizer_dir)
+def _expander(source: TokenizerFolder) -> Expander:
     if source.model_file is None:
         raise InputError(
             f"holds {JSON_FILE} alone; only SentencePiece BPE tokenizers can be expanded",
             path=source.path,
             remedy=f"give a tokenizer with a {MODEL_FILE}",
         )
+    return PieceExpander(source)
+
+
+def _build(
+    expander: Expander, ordered: Sequence[str], documents: Documents | None, settings: Settings
+) -> tuple[Attempt, Kept | None]:
+    """Build the expansion, held against the old text if there is any.
+
+    Raises:
+        InputError: `--on_change error` or `--unreachable error`, and there is something to refuse.
+    """
+
+    def build(pieces: Sequence[str], allows: Callable[[str], bool]) -> Attempt:
+        return expander.build(pieces, settings.unreachable, allows)
+
+    if documents is None:
+        return build(ordered, lambda text: True), None
+    old = read_old_text(documents, map(expander.as_text, ordered))
+    kept = keep_old_text(ordered, expander.as_text, build, expander.before, (old, documents), settings.on_change)
+    return kept.attempt, kept
+
+
+def _left_out(
+    attempt: Attempt, kept: Kept | None, wanted: Sequence[WantedPiece], settings: Settings
+) -> tuple[RefusedPiece, ...]:
+    """List the pieces left out with their lines.
+
+    Raises:
+        InputError: `--unreachable error`, and some cannot be built.
+    """
+    if settings.unreachable == "error" and attempt.left_out:
+        shown = ", ".join(repr(item.piece) for item in attempt.left_out[:_NAMED])
+        raise InputError(
+            f"{len(attempt.left_out)} pieces cannot be built by merging: {shown}"
+            f"{', ...' if len(attempt.left_out) > _NAMED else ''}",
+            path=settings.expand_tokens_file,
+            remedy="pass --unreachable close to add what they need, or drop to leave them out",
+        )
+    lines = {item.piece: item.line for item in reversed(wanted)}
+    items = attempt.left_out if kept is None or settings.on_change == "allow" else kept.changing + attempt.left_out
+    refused = (RefusedPiece(item.piece, lines[item.piece], item.reason) for item in items)
+    return tuple(sorted(refused, key=lambda item: item.line))
+
+
+def _measure(expander: Expander, attempt: Attempt, sample: Sequence[str]) -> SampleCounts:
+    before, after = expander.before, attempt.encoder
+    longer = count_longer(before, after, sample)
+    return SampleCounts(measure_compression(before, sample), measure_compression(after, sample), longer)
+
+
+def _policy(settings: Settings) -> dict[str, str]:
+    policy: dict[str, str] = {"unreachable": settings.unreachable, "merge_order": settings.merge_order}
+    return {**policy, "on_change": settings.on_change} if settings.keep_identical else policy
+
+
+def _require_pieces(pieces: Sequence[str], settings: Settings) -> None:
+    if not pieces:
+        raise InputError("holds no piece that could be added", path=settings.expand_tokens_file)
+
+
+def _say_what_is_odd(attempt: Attempt, documents: Documents | None) -> None:
+    if len(attempt.intermediates) > max(_MANY, len(attempt.added) // 2):
+        cli.warn(
+            f"{len(attempt.intermediates)} pieces in between for {len(attempt.added)} wanted ones, and each is a row "
+            "of the embedding and of the output matrix; --unreachable drop leaves out what needs them"
+        )
+    if documents is not None and documents.left_aside:
+        first = documents.left_aside[0].name
+        cli.warn(f"{len(documents.left_aside)} files of --keep_identical are neither .jsonl nor .txt, such as {first}")
+
+
+def _read_source(settings: Settings) -> TokenizerFolder:
+    """Read the source folder and refuse what cannot be expanded, before any work is done."""
+    source = read_folder(settings.source_tokenizer_dir)
     target = settings.target_tokenizer_dir.resolve()
     if target == source.path.resolve() or target in source.path.resolve().parents:
         raise InputError("the target would replace the source", path=target, remedy="choose another target folder")
@@ -109,45 +193,6 @@ def _read_source(settings: Settings) -> TokenizerFolder:
         )
     refuse_existing(settings.target_tokenizer_dir, settings.overwrite)
     return source
-
-
-def _refuse_gaps(source: TokenizerFolder, model: PieceModel, beyond: Sequence[MarkerToken]) -> None:
-    """New pieces come after the source's added tokens, which must follow the model's pieces without a hole."""
-    known = {entry.piece for entry in model.pieces}
-    for expected, token in enumerate(beyond, len(model.pieces)):
-        if token.id != expected or token.content in known:
-            raise InputError(
-                f"the added token {token.content!r} has id {token.id}, where {expected} or a piece of its own would be",
-                path=source.path,
-                remedy="number the added tokens behind the pieces without a gap or a repetition",
-            )
-
-
-def _prove_parity(folder: Path, new_ids: Sequence[int]) -> int:
-    """Hold what was written against SentencePiece, as `tokenizers` and as transformers read it.
-
-    Returns the number of texts compared.
-
-    Raises:
-        InputError: they differ on a text, which is quoted.
-    """
-    written = read_folder(folder)
-    model = loading.read_model(written)
-    processor = SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
-    texts = parity.adversarial_texts(model, new_ids)
-    fast = Tokenizer.from_file(str(folder / JSON_FILE))
-    mismatches, compared = parity.find_mismatches(processor, fast, texts)
-    around = [written.special_tokens.get(f"{name}_token") if written.adds(name) else None for name in ("bos", "eos")]
-    before, after = ([] if token is None else [int(fast.token_to_id(token) or 0)] for token in around)
-    mismatches += parity.find_transformers_mismatches(processor, folder, before, after)
-    if mismatches:
-        first = mismatches[0]
-        raise InputError(
-            f"the fast tokenizer of this expansion gives {list(first.actual)[:20]} for {first.text[:60]!r}, "
-            f"SentencePiece {list(first.expected)[:20]}",
-            remedy="take the pieces of that text out of the list, or start from another base",
-        )
-    return compared
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def sort_pieces(wanted: Iterable[WantedPiece], model: PieceModel, markers: Itera
     vocabulary = {entry.piece for entry in model.pieces if entry.type in (NORMAL, USER_DEFINED)}
     judge = _Judge(model, markers)
     seen: set[str] = set()
-    new: list[WantedPiece] = []
+    new: list[str] = []
     existing, repeated, refused = [], [], []
     for item in wanted:
         reason = judge.objection(item.piece)
@@ -86,18 +86,9 @@ def sort_pieces(wanted: Iterable[WantedPiece], model: PieceModel, markers: Itera
         elif reason:
             refused.append(RefusedPiece(item.piece, item.line, reason))
         else:
-            new.append(item)
+            new.append(item.piece)
         seen.add(item.piece)
-    characters = {piece for piece in vocabulary | {item.piece for item in new} if len(piece) == 1}
-    kept = []
-    for item in new:
-        missing = [character for character in item.piece if character not in characters]
-        if missing:
-            refused.append(RefusedPiece(item.piece, item.line, _missing_reason(missing[0])))
-        else:
-            kept.append(item.piece)
-    refused.sort(key=lambda piece: piece.line)
-    return SortedPieces(tuple(kept), tuple(existing), tuple(repeated), tuple(refused))
+    return SortedPieces(tuple(new), tuple(existing), tuple(repeated), tuple(refused))
 
 
 class _Judge:
@@ -126,8 +117,3 @@ class _Judge:
         if piece not in (normalized, normalized.removeprefix(SPACE_MARK)):
             return f"text never looks like this after normalisation, which gives {normalized}"
         return None
-
-
-def _missing_reason(character: str) -> str:
-    # SentencePiece would join the unknown character, a fast tokenizer has none to join: the ids would differ.
-    return f"holds {character} (U+{ord(character):04X}), which is not a piece itself; add it to the list too"

@@ -20,6 +20,9 @@ BYTE: Final = 6
 SPACE_MARK: Final = "\u2581"
 """The character SentencePiece writes for a space, and puts before a text when it adds a dummy prefix."""
 
+LARGEST_EXACT: Final = 2**24
+"""Up to here float32, in which the file keeps scores, holds every whole number."""
+
 MODEL_TYPES: Final = {1: "Unigram", 2: "BPE", 3: "Word", 4: "Char"}
 
 PieceModel = Any
@@ -77,6 +80,14 @@ def require_bpe(model: PieceModel, path: Path) -> None:
 def has_identity_normalizer(model: PieceModel) -> bool:
     """Tell whether text reaches the pieces unchanged, apart from what happens to spaces."""
     return not model.normalizer_spec.precompiled_charsmap
+
+
+def is_far_below(entry: Any) -> bool:
+    """Tell whether a piece is a run of spaces that merges after everything else: Llama-2 gives them the score -1e9.
+
+    Scores below those would be 64 apart at least, all that float32 has there, so new ones go above.
+    """
+    return bool(entry.score < -LARGEST_EXACT and not entry.piece.strip(SPACE_MARK))
 
 
 def halves(piece: str) -> Iterator[tuple[str, str]]:

@@ -20,15 +20,23 @@ def model(piece_model_bytes: Callable[..., bytes]) -> PieceModel:
     return parse_piece_model(piece_model_bytes())
 
 
-def test_base_is_untouched_and_new_pieces_follow_shorter_first(model: PieceModel) -> None:
+def test_base_is_untouched_and_new_pieces_follow_in_order(model: PieceModel) -> None:
     before = [(entry.piece, entry.score, entry.type) for entry in model.pieces]
     expanded = expand_model(model, ["今天天气", "天气", "今天"])
     assert [(entry.piece, entry.score, entry.type) for entry in expanded.pieces][: len(before)] == before
     assert [(entry.piece, entry.score, entry.type) for entry in model.pieces] == before
     new = expanded.pieces[len(before) :]
-    assert [entry.piece for entry in new] == ["天气", "今天", "今天天气"]
+    assert [entry.piece for entry in new] == ["今天天气", "天气", "今天"]
     assert all(entry.type == NORMAL for entry in new)
+    assert new[0].score > new[1].score > new[2].score
     assert expanded.trainer_spec.vocab_size == len(expanded.pieces)
+
+
+def test_merges_may_come_in_another_order_than_ids(model: PieceModel) -> None:
+    expanded = expand_model(model, ["天气", "今天"], merge_order=["今天", "天气"])
+    scores = {entry.piece: entry.score for entry in expanded.pieces}
+    assert [entry.piece for entry in expanded.pieces][-2:] == ["天气", "今天"]
+    assert min(entry.score for entry in model.pieces) > scores["今天"] > scores["天气"]
 
 
 def test_text_without_new_pieces_gets_the_tokens_it_had(model: PieceModel) -> None:

@@ -46,24 +46,25 @@ def test_the_whole_command(source: Path, pieces_file: Path, tmp_path: Path, caps
 
     account = json.loads((target / "expansion.json").read_text())
     assert account["counts"] == {
-        "listed": 11, "added": 5, "existing": 1, "repeated": 1, "refused": 4, "unreachable": 2,
+        "listed": 11, "added": 6, "existing": 1, "repeated": 1, "refused": 3, "left_out": 0, "intermediates": 4,
+        "ascii_only": 1,
     }  # fmt: skip
-    assert {item["piece"] for item in account["unreachable"]} == {"天气很好", "foxdog"}
-    assert [(item["line"], item["piece"]) for item in account["refused"]] == [
-        (8, ""), (9, "a b"), (10, "<s>"), (11, "今龘"),
-    ]  # fmt: skip
+    assert len(account["intermediates"]) == 4
+    assert account["intermediates"][0] == "龘"
+    assert [(item["line"], item["piece"]) for item in account["refused"]] == [(8, ""), (9, "a b"), (10, "<s>")]
     assert account["sample"]["after"]["tokens"] < account["sample"]["before"]["tokens"]
     assert "expand_tokens_file" in (target / "settings.yaml").read_text()
     printed = capsys.readouterr().out
-    assert "added        5" in printed
-    assert "unreachable  2" in printed
+    assert "added        6" in printed
+    assert "in between   4" in printed
+    assert "1 added pieces of ASCII alone stands in it ('foxdog'); --keep_identical FILE" in printed
 
     base_size = load_encoder(source).num_tokens
     processor = SentencePieceProcessor(model_file=str(target / "tokenizer.model"))
     auto = AutoTokenizer.from_pretrained(target)
     assert processor.id_to_piece(base_size - 1) == "<pad>"
     assert auto.pad_token_id == load_tokenizer(target).pad_token_id == base_size - 1
-    assert len(auto) == len(processor) == account["num_tokens"] == base_size + 5
+    assert len(auto) == len(processor) == account["num_tokens"] == base_size + 10
     for text in ("今天天气很好", " leading space", "  two", "a  b", "the fox\n今天\t", "😀 x"):
         expected = [1, *processor.encode(text)]
         assert auto(text)["input_ids"] == expected
@@ -82,6 +83,93 @@ def test_model_file_alone_is_enough_and_can_be_expanded_again(source: Path, piec
     assert (account["counts"]["added"], account["counts"]["existing"]) == (1, 1)
     processor = SentencePieceProcessor(model_file=str(tmp_path / "two" / "tokenizer.model"))
     assert processor.id_to_piece(len(processor) - 1) == "模型"
+
+
+def english(tmp_path: Path) -> Path:
+    folder = tmp_path / "english"
+    folder.mkdir()
+    lines = [
+        "the quick brown foxdog jumps\n",
+        "over many old towns " * 40 + "\n",
+        "seven café\n",
+        "it says 今天天气很好\n",
+        "over 37 lazy dogs\n",
+    ]
+    (folder / "a.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "b.jsonl").write_text(json.dumps({"source": "old ", "target": "towns"}) + "\n")
+    return folder
+
+
+def encoded(folder: Path, texts: list[str]) -> list[list[int]]:
+    processor = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    return [processor.encode(text) for text in texts]
+
+
+def test_old_text_keeps_its_tokens(
+    source: Path, pieces_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = (english(tmp_path),)
+    main(Settings(source, tmp_path / "target", pieces_file, keep_identical=keep))
+    account = json.loads((tmp_path / "target" / "expansion.json").read_text())
+    assert account["policy"] == {"unreachable": "close", "merge_order": "auto", "on_change": "drop"}
+    assert [(item["line"], item["piece"]) for item in account["left_out"]] == [(5, "foxdog")]
+    assert (account["counts"]["added"], account["counts"]["left_out"], account["counts"]["ascii_only"]) == (5, 1, 0)
+    old = account["old_text"]
+    assert (old["documents"], old["changed"], old["longer"]) == (5, 0, 0)
+    assert (old["mixed_documents"], old["mixed_changed"], old["new_scripts"]) == (1, 1, ["CJK"])
+    printed = capsys.readouterr().out
+    assert "5 of 5 documents as before; 0 got more tokens" in printed
+    texts = ["the quick foxdog", "café  jumps\n", "seven 37 ~ old"]
+    assert encoded(tmp_path / "target", texts) == encoded(source, texts)
+    assert len(encoded(tmp_path / "target", ["今天天气很好"])[0]) < len(encoded(source, ["今天天气很好"])[0])
+
+    main(Settings(source, tmp_path / "allowed", pieces_file, keep_identical=keep, on_change="allow"))
+    account = json.loads((tmp_path / "allowed" / "expansion.json").read_text())
+    assert (account["counts"]["added"], account["old_text"]["changed"]) == (6, 1)
+    assert [item["piece"] for item in account["old_text"]["changing"]] == ["foxdog", "dog"]
+
+    with pytest.raises(InputError, match=r"1 pieces would change old text: .foxdog.; .*--on_change drop"):
+        main(Settings(source, tmp_path / "error", pieces_file, keep_identical=keep, on_change="error"))
+    assert not (tmp_path / "error").exists()
+
+
+def test_what_cannot_be_built_is_closed_dropped_or_refused(source: Path, pieces_file: Path, tmp_path: Path) -> None:
+    main(Settings(source, tmp_path / "drop", pieces_file, unreachable="drop"))
+    account = json.loads((tmp_path / "drop" / "expansion.json").read_text())
+    assert account["intermediates"] == []
+    assert [item["line"] for item in account["left_out"]] == [4, 5, 11]
+    assert [item["piece"] for item in account["left_out"]] == ["天气很好", "foxdog", "今龘"]
+    with pytest.raises(InputError, match=r"3 pieces cannot be built by merging: .*天气很好.*--unreachable close"):
+        main(Settings(source, tmp_path / "error", pieces_file, unreachable="error"))
+    assert not (tmp_path / "error").exists()
+    pieces_file.write_text('{"piece": "天气很好"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="no piece that could be added"):
+        main(Settings(source, tmp_path / "error", pieces_file, unreachable="drop"))
+
+
+def test_wanted_ids_do_not_depend_on_closing(source: Path, pieces_file: Path, tmp_path: Path) -> None:
+    main(Settings(source, tmp_path / "one", pieces_file))
+    account = json.loads((tmp_path / "one" / "expansion.json").read_text())
+    processor = SentencePieceProcessor(model_file=str(tmp_path / "one" / "tokenizer.model"))
+    size = account["base_tokens"]
+    names = [processor.id_to_piece(index) for index in range(size, account["num_tokens"])]
+    assert names[:6] == ["今天", "天气", "今龘", "▁今天", "天气很好", "foxdog"]  # shorter first, then as listed
+    assert names[6:] == account["intermediates"]
+
+
+def test_a_merge_list_is_merged_in_its_order(source: Path, pieces_file: Path, tmp_path: Path) -> None:
+    def order(pieces: list[str], **changes: Any) -> tuple[str, list[str]]:
+        pieces_file.write_text("".join(json.dumps({"piece": piece}) + "\n" for piece in pieces), encoding="utf-8")
+        main(Settings(source, tmp_path / "target", pieces_file, overwrite=True, **changes))
+        processor = SentencePieceProcessor(model_file=str(tmp_path / "target" / "tokenizer.model"))
+        account = json.loads((tmp_path / "target" / "expansion.json").read_text())
+        return account["merge_order"], processor.encode("9今天气", out_type=str)[-2:]
+
+    mined = ["天气", "今天气", "今天"]
+    assert order(mined) == ("list", ["9", "今天气"])
+    assert order(mined, merge_order="length")[0] == "length"
+    assert order(["今天天气", "今天", "天气"])[0] == "length"  # its first piece has no halves yet
+    assert order(["今天天气", "今天", "天气"], merge_order="list")[0] == "list"
 
 
 def test_a_template_in_its_own_file_is_kept(source: Path, pieces_file: Path, tmp_path: Path) -> None:
@@ -105,6 +193,10 @@ def test_mistakes_leave_nothing_behind(source: Path, pieces_file: Path, tmp_path
     refused("no such folder", source_tokenizer_dir=tmp_path / "absent")
     refused("cannot be read", expand_tokens_file=tmp_path / "absent.jsonl")
     refused("cannot be read", sample_file=tmp_path / "absent.txt")
+    refused("no such file", keep_identical=(tmp_path / "absent",))
+    chinese = tmp_path / "chinese.txt"
+    chinese.write_text("今天", encoding="utf-8")
+    refused("letters of the new language|would change|no piece", keep_identical=(chinese,), on_change="error")
     refused("would replace the source", target_tokenizer_dir=source, overwrite=True)
     refused("would replace the source", target_tokenizer_dir=source.parent, overwrite=True)
     model = tmp_path / "model"

@@ -51,7 +51,6 @@ def test_new_existing_and_repeated(model: PieceModel) -> None:
         ("<0x0A>", "special token <0x0A>"),
         ("[USER]", "special token"),
         ("a b", "normalisation"),
-        ("今龘", "龘 (U+9F98), which is not a piece itself"),
     ],
 )
 def test_refused_with_a_reason(piece: str, reason: str, model: PieceModel) -> None:
@@ -59,11 +58,6 @@ def test_refused_with_a_reason(piece: str, reason: str, model: PieceModel) -> No
     assert result.new == ("今天",)
     assert [refused.line for refused in result.refused] == [2]
     assert reason in result.refused[0].reason
-
-
-def test_a_missing_character_may_stand_in_the_list_too(model: PieceModel) -> None:
-    result = sort_pieces(wanted("今龘", "龘"), model, [])
-    assert result.new == ("今龘", "龘")
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
