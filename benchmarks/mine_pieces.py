@@ -33,9 +33,9 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from benchmarks.machine import describe_machine
 from colossal_llama2 import cli
 from colossal_llama2.jsonl import read_jsonl
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.mining_corpus import read_corpus
 from colossal_llama2.tokenizer.mining_rules import CharacterKinds, find_old_characters
-from colossal_llama2.tokenizer.mining_start import with_pieces
 from colossal_llama2.tokenizer.mining_state import DIGIT, NEW
 from colossal_llama2.tokenizer.piece_list import read_piece_list
 from colossal_llama2.tokenizer.piece_model import NORMAL, PieceModel, halves, parse_piece_model, read_piece_model
@@ -220,7 +220,7 @@ def _can_be_joined(piece: str, new: set[str], known: set[str]) -> bool:
 
 def _measure(model: PieceModel, pieces: Sequence[str], samples: Samples) -> dict[str, Any]:
     """Return tokens per character of every sample, and how many English documents change."""
-    processor = SentencePieceProcessor(model_proto=with_pieces(model, pieces).SerializeToString())
+    processor = SentencePieceProcessor(model_proto=expand_model(model, pieces).SerializeToString())
     before = SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def rate(texts: list[str]) -> float:

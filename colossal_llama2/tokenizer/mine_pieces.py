@@ -12,6 +12,7 @@ from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_file
 from colossal_llama2.tokenizer import loading
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.folder import JSON_FILE, MODEL_FILE, read_folder
 from colossal_llama2.tokenizer.mining import MinedPieces, mine_pieces
 from colossal_llama2.tokenizer.mining_corpus import (
@@ -24,7 +25,6 @@ from colossal_llama2.tokenizer.mining_corpus import (
 )
 from colossal_llama2.tokenizer.mining_report import MiningReport, measure_categories
 from colossal_llama2.tokenizer.mining_rules import Allowed, CharacterKinds, find_old_characters, make_rules
-from colossal_llama2.tokenizer.mining_start import with_pieces
 from colossal_llama2.tokenizer.piece_model import PieceModel, require_bpe
 
 
@@ -37,8 +37,8 @@ class MineSettings:
     """
 
     corpus: tuple[Path, ...]
-    """Text to mine: folders or files, jsonl with source and target, or text, and perhaps category; .txt by
-    paragraphs."""
+    """Text to mine: folders or files, jsonl with source and target, or text, and perhaps category; .txt line
+    by line."""
 
     source_tokenizer_dir: Path
     """Folder of the tokenizer that is to be expanded."""
@@ -95,7 +95,7 @@ def main(settings: MineSettings) -> None:
     texts = [document.text for document in corpus.mined]
     if not settings.allowed.allow_personal_data:
         texts = [cut_personal_data(text, cut) for text in texts]
-    kinds = CharacterKinds(_old_characters(settings, texts))
+    kinds = CharacterKinds(find_old_characters(_read_sample(settings.keep_identical), texts))
     fewest = (settings.min_count, settings.min_documents)
     rules = make_rules(model, settings.allowed, settings.max_piece_length, fewest)
     labels = [document.category for document in corpus.mined]
@@ -152,19 +152,15 @@ def _read_model(path: Path) -> PieceModel:
     return model
 
 
-def _old_characters(settings: MineSettings, texts: list[str]) -> frozenset[str]:
-    sample: list[str] = []
-    if settings.keep_identical:
-        kept = read_corpus(settings.keep_identical, holdout=0.0)
-        sample = [document.text for document in kept.mined]
-    return find_old_characters(sample, texts)
+def _read_sample(paths: tuple[Path, ...]) -> list[str]:
+    return [document.text for document in read_corpus(paths, holdout=0.0).mined] if paths else []
 
 
 def _measure(
     model: PieceModel, corpus: Corpus, texts: list[str], mined: MinedPieces, cut: Counter[str]
 ) -> MiningReport:
     documents = [dataclasses.replace(d, text=text) for d, text in zip(corpus.mined, texts, strict=True)]
-    models = (model, with_pieces(model, mined.pieces))
+    models = (model, expand_model(model, mined.pieces))
     return MiningReport(
         corpus=corpus,
         mined=mined,

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import iterate_lines, parse_record, string_field
+from colossal_llama2.tokenizer.documents import Documents, text_of_record
 
 BadRecords = Literal["error", "skip"]
-_SUFFIXES: Final = (".jsonl", ".txt")
 
 # Possessive and anchored: a run of a million letters or digits is gone through once.
 _PERSONAL: Final = re.compile(
@@ -56,11 +56,11 @@ class Corpus:
 
 
 def read_corpus(entries: Sequence[Path], holdout: float, bad_records: BadRecords = "error") -> Corpus:
-    """Read the documents of folders and files: records of ``.jsonl``, paragraphs of ``.txt``.
+    """Read the documents of folders and files: records of ``.jsonl``, lines of any other text.
 
-    A record has source and target, or text, and perhaps a category; a paragraph ends at a blank line. Where no category
-    is named it is the file's name. A document is held out by the hash of its text, so equal ones stay together and none
-    changes sides when others come or go.
+    A record has source and target, or text, and perhaps a category; where none is named it is the file's name. A
+    document is held out by the hash of its text, so equal ones stay together and none changes sides when others come
+    or go.
 
     Args:
         entries: folders, searched in depth, and files.
@@ -70,38 +70,15 @@ def read_corpus(entries: Sequence[Path], holdout: float, bad_records: BadRecords
     Raises:
         InputError: a path is missing, cannot be read or holds no text, or a line is not a record.
     """
-    files, ignored = find_text_files(entries)
+    found = Documents(entries)
     refused: list[str] = []
     sides: tuple[list[Document], list[Document]] = ([], [])
-    for path in files:
+    for path in found.files:
         for document in _documents(path, refused if bad_records == "skip" else None):
             sides[_fraction(document.text) < holdout].append(document)
     if not sides[0]:
         raise InputError("holds no document to mine", path=entries[0], remedy="give text, or a smaller --holdout")
-    return Corpus(tuple(sides[0]), tuple(sides[1]), tuple(files), tuple(ignored), tuple(refused))
-
-
-def find_text_files(entries: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """List the ``.jsonl`` and ``.txt`` of folders, by path, and files as they are named; and what else lies there.
-
-    Raises:
-        InputError: an entry is missing or holds no text.
-    """
-    files: list[Path] = []
-    ignored: list[Path] = []
-    for entry in entries:
-        if not entry.exists():
-            raise InputError("does not exist", path=entry, remedy="name folders or files of text")
-        inside = [entry] if entry.is_file() else sorted(path for path in entry.rglob("*") if path.is_file())
-        texts = [path for path in inside if path.suffix in _SUFFIXES]
-        if not texts:
-            raise InputError("holds no .jsonl or .txt", path=entry, remedy="name folders or files of text")
-        files += texts
-        ignored += [path for path in inside if path.suffix not in _SUFFIXES]
-    twice = [path for path, count in Counter(path.resolve() for path in files).items() if count > 1]
-    if twice:
-        raise InputError("is named twice", path=twice[0], remedy="name it once")
-    return files, ignored
+    return Corpus(tuple(sides[0]), tuple(sides[1]), found.files, found.left_aside, tuple(refused))
 
 
 def cut_personal_data(text: str, counts: Counter[str]) -> str:
@@ -163,37 +140,25 @@ def parse_weights(text: str) -> dict[str, float]:
 
 def _documents(path: Path, refused: list[str] | None) -> Iterator[Document]:
     """Yield the documents of a file; lines that are no record go into `refused`, if there is such a list."""
+    if path.suffix != ".jsonl":
+        yield from (Document(text, path.stem) for text in Documents([path]) if text.strip())
+        return
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", path=path) from None
-    if path.suffix == ".txt":
-        try:
-            text = raw.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"not UTF-8 (at byte {error.start})", path=path, remedy="convert it to UTF-8") from None
-        for paragraph in re.split(r"(?:\r?\n[ \t]*){2,}", text):
-            if paragraph.strip():
-                yield Document(paragraph, path.stem)
-        return
     for line, content in iterate_lines(raw.split(b"\n")):
         try:
-            document = _of_record(parse_record(content, path, line), path, line)
+            record = parse_record(content, path, line)
+            text = text_of_record(record, path, line)
+            category = string_field(record, "category", path, line, default=path.stem) or path.stem
         except InputError as error:
             if refused is None:
                 raise
             refused.append(str(error))
             continue
-        if document.text:
-            yield document
-
-
-def _of_record(record: dict[str, Any], path: Path, line: int) -> Document:
-    if "target" in record or "source" in record:
-        text = string_field(record, "source", path, line, default="") + string_field(record, "target", path, line)
-    else:
-        text = string_field(record, "text", path, line)
-    return Document(text, string_field(record, "category", path, line, default=path.stem) or path.stem)
+        if text:
+            yield Document(text, category)
 
 
 def _fraction(text: str) -> float:

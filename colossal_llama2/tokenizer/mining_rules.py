@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.mining_state import DIGIT, LETTER, MARK, NEVER, NEW, OTHER, Rules
+from colossal_llama2.tokenizer.old_text import read_old_text
 from colossal_llama2.tokenizer.piece_list import MAX_PIECE_CHARACTERS
 from colossal_llama2.tokenizer.piece_model import SPACE_MARK, PieceModel
 
 ALWAYS_OLD: Final = frozenset(map(chr, [*range(0x100), *range(0x2000, 0x2070), ord(SPACE_MARK)]))
 """ASCII, Latin-1, general punctuation and the space: curly quotes and dashes stand in Western text of every kind."""
-
-SCRIPT_SHARE: Final = 0.01
-"""A script with a smaller share of a sample's letters is a quotation there."""
-LETTER_SHARE: Final = 1e-4
-"""A letter with a smaller share of the old sample's characters is a stray one."""
 
 # Written together in Japanese; SentencePiece's trainer takes them for one script too.
 _ONE_SCRIPT: Final = dict.fromkeys(("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "CJK")
@@ -108,29 +102,13 @@ def script_of(letter: str) -> str | None:
 def find_old_characters(sample: Sequence[str], corpus: Iterable[str]) -> frozenset[str]:
     """Return the characters of the old language: a piece made of them alone could stand in its text.
 
-    These are `ALWAYS_OLD`; and of the sample's documents without letters of the new language every character that is no
-    letter, and every letter that is not a stray one. A script is new when it has at least `SCRIPT_SHARE` of the
-    corpus's letters and less of the sample's: one language's quotation in the sample of another forbids no piece.
+    These are `ALWAYS_OLD`, and what `read_old_text` finds in the sample, so that no piece is mined that an expansion
+    with the same sample would leave out.
 
     Raises:
         InputError: every document of the sample holds letters of the new language.
     """
-    if not sample:
-        return ALWAYS_OLD
-    mine, theirs = _script_shares(corpus), _script_shares(sample)
-    new = {script for script, share in mine.items() if share >= SCRIPT_SHARE > theirs.get(script, 0.0)}
-    held: Counter[str] = Counter()
-    for text in sample:
-        counts = Counter(text)
-        if not any(kind_of(character)[0] == LETTER and script_of(character) in new for character in counts):
-            held.update(counts)
-    if not held:
-        raise InputError(
-            f"every document of --keep_identical holds letters of the new language ({', '.join(map(str, new))})",
-            remedy="give text of the language whose tokens are to stay",
-        )
-    least = LETTER_SHARE * held.total()
-    return ALWAYS_OLD | {c for c, count in held.items() if kind_of(c)[0] != LETTER or count >= least}
+    return ALWAYS_OLD | read_old_text(sample, corpus).characters if sample else ALWAYS_OLD
 
 
 def make_rules(model: PieceModel, allowed: Allowed, max_length: int | None, fewest: tuple[int, int]) -> Rules:
@@ -154,14 +132,3 @@ def make_rules(model: PieceModel, allowed: Allowed, max_length: int | None, fewe
         min_count=fewest[0],
         min_documents=fewest[1],
     )
-
-
-def _script_shares(texts: Iterable[str]) -> dict[str | None, float]:
-    characters: Counter[str] = Counter()
-    for text in texts:
-        characters.update(text)
-    scripts: Counter[str | None] = Counter()
-    for character, count in characters.items():
-        if kind_of(character)[0] == LETTER:
-            scripts[script_of(character)] += count
-    return {script: count / scripts.total() for script, count in scripts.items()}

@@ -10,7 +10,7 @@ import numpy as np
 from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.tokenizer.expand import new_scores
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.mining_rules import CharacterKinds
 from colossal_llama2.tokenizer.mining_state import (
     BETWEEN,
@@ -25,7 +25,14 @@ from colossal_llama2.tokenizer.mining_state import (
     no_candidates,
     text_hash,
 )
-from colossal_llama2.tokenizer.piece_model import CONTROL, NORMAL, SPACE_MARK, PieceModel, parse_piece_model
+from colossal_llama2.tokenizer.piece_model import (
+    CONTROL,
+    NORMAL,
+    SPACE_MARK,
+    PieceModel,
+    is_far_below,
+    parse_piece_model,
+)
 
 _BATCH: Final = 2000
 _MOST_TOKENS: Final = 2**31 - 2
@@ -71,14 +78,6 @@ class Start:
         return Mine(text, Pieces(*(array.copy() for array in self.pieces)), rules, no_candidates())
 
 
-def with_pieces(model: PieceModel, pieces: Sequence[str]) -> PieceModel:
-    """Return a copy of a model with pieces behind its own, merged after its own merges and in the order given."""
-    expanded = parse_piece_model(model.SerializeToString())
-    for piece, score in zip(pieces, new_scores(model, len(pieces)), strict=True):
-        expanded.pieces.add(piece=piece, score=float(score), type=NORMAL)
-    return expanded
-
-
 def make_start(model: PieceModel, texts: Sequence[str], rules: Rules, kinds: CharacterKinds, room: int) -> Start:
     """Encode texts by a model and set up the arrays.
 
@@ -98,7 +97,7 @@ def make_start(model: PieceModel, texts: Sequence[str], rules: Rules, kinds: Cha
     """
     present = {entry.piece for entry in model.pieces if entry.type == NORMAL}
     characters = sorted(set().union(*map(set, texts)) - present - {" "})
-    helper = with_pieces(_without_late_merges(model), characters)
+    helper = expand_model(_without_late_merges(model), characters)
     tokens, documents = _encode(helper, texts)
     names = tuple(entry.piece for entry in helper.pieces)
     pieces = _describe(helper, kinds, rules, room)
@@ -115,10 +114,8 @@ def make_start(model: PieceModel, texts: Sequence[str], rules: Rules, kinds: Cha
 def _without_late_merges(model: PieceModel) -> PieceModel:
     """Return a copy in which no merge stands behind those that new pieces will get."""
     copy = parse_piece_model(model.SerializeToString())
-    first_new = float(new_scores(model, 1)[0])
     for entry in copy.pieces:
-        if entry.type == NORMAL and len(entry.piece) > 1 and entry.score <= first_new:
-            assert not entry.piece.strip(SPACE_MARK), "new scores are below all merges but those of spaces"
+        if entry.type == NORMAL and len(entry.piece) > 1 and is_far_below(entry):
             entry.type = CONTROL
     return copy
 

@@ -13,11 +13,11 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.folder import read_folder
 from colossal_llama2.tokenizer.loading import read_model
 from colossal_llama2.tokenizer.mine_pieces import MineSettings, main
 from colossal_llama2.tokenizer.mining_rules import Allowed
-from colossal_llama2.tokenizer.mining_start import with_pieces
 from colossal_llama2.tokenizer.piece_list import read_piece_list, sort_pieces
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,7 +70,7 @@ def test_the_whole_command(corpus: Path, llama_tokenizer_dir: Path, capsys: pyte
     assert total["tokens_before"] - total["tokens_after"] == sum(record["saved"] for record in records)
     assert held["per_character_after"] < 0.8 * held["per_character_before"]
     before, after = (
-        SentencePieceProcessor(model_proto=m.SerializeToString()) for m in (model, with_pieces(model, pieces))
+        SentencePieceProcessor(model_proto=m.SerializeToString()) for m in (model, expand_model(model, pieces))
     )
     assert after.encode("old text stays “as it is”  7") == before.encode("old text stays “as it is”  7")
     printed = capsys.readouterr().out
@@ -125,11 +125,11 @@ def test_mistakes_leave_nothing_behind(corpus: Path, llama_tokenizer_dir: Path, 
         ("--balance is 2", {"balance": 2.0}),
         ("SentencePiece BPE tokenizers only", {"source": byte_level_tokenizer_dir}),
         ("no such folder", {"source": corpus / "absent"}),
-        ("does not exist", {"corpus": (corpus / "absent",)}),
-        ("does not exist", {"keep_identical": (corpus / "absent",)}),
+        ("no such file or folder", {"corpus": (corpus / "absent",)}),
+        ("no such file or folder", {"keep_identical": (corpus / "absent",)}),
         ("holds nothing that could become a piece", {"min_count": 100_000}),
         ("--category_weights gives 2 to 'other'", {"category_weights": "other=2"}),
-        ("every document of --keep_identical", {"keep_identical": (quoting,)}),
+        ("every document of the sample of old text", {"keep_identical": (quoting,)}),
     )
     for match, changes in cases:
         chosen = settings(corpus, **{"source": llama_tokenizer_dir, **changes})

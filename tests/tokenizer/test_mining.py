@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2.tokenizer import mining
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.mining import MinedPieces, mine_pieces
 from colossal_llama2.tokenizer.mining_rules import ALWAYS_OLD, CharacterKinds
-from colossal_llama2.tokenizer.mining_start import with_pieces
 from colossal_llama2.tokenizer.mining_state import DIGIT, NEVER, NEW, Rules
 from colossal_llama2.tokenizer.piece_model import NORMAL, PieceModel, halves, parse_piece_model
 from colossal_llama2.tokenizer.reachability import unreachable_pieces
@@ -52,7 +52,7 @@ def mined(model: PieceModel, texts: list[str], number: int = 20, rules: Rules = 
 def test_foretold_is_what_sentencepiece_does(texts: list[str], model: PieceModel) -> None:
     result = mined(model, texts)
     before, after = (SentencePieceProcessor(model_proto=m.SerializeToString()) for m in (
-        model, with_pieces(model, result.pieces)
+        model, expand_model(model, result.pieces)
     ))  # fmt: skip
     encoded = after.encode(texts)
     assert [len(ids) for ids in encoded] == result.tokens.tolist()
@@ -79,7 +79,7 @@ def test_every_piece_is_a_join_of_earlier_ones_and_comes_out_as_one_token(model:
         assert piece not in known
         assert len(piece) == 1 or any(left in known and right in known for left, right in halves(piece))
         known.add(piece)
-    expanded = with_pieces(model, result.pieces)
+    expanded = expand_model(model, result.pieces)
     assert unreachable_pieces(expanded, range(len(model.pieces), len(expanded.pieces))) == []
 
 

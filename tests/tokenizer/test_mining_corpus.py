@@ -27,17 +27,17 @@ def folder(tmp_path: Path) -> Path:
     records = [{"source": "问", "target": "答", "category": "qa"}, {"text": "文"}, {"target": "", "source": ""}]
     lines = "\r\n".join(json.dumps(record) for record in records)
     (root / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\r\n\r\n")
-    (root / "deep" / "b.txt").write_text("one\nstill one\n\n \ntwo\n", encoding="utf-8")
+    (root / "deep" / "b.txt").write_text("\n \none\ntwo\n", encoding="utf-8")
     (root / "notes.md").write_text("no text", encoding="utf-8")
     return root
 
 
-def test_records_and_paragraphs(folder: Path) -> None:
+def test_records_and_lines(folder: Path) -> None:
     corpus = read_corpus([folder], holdout=0.0)
     assert corpus.mined == (
         Document("问答", "qa"),
         Document("文", "a"),
-        Document("one\nstill one", "b"),
+        Document("one\n", "b"),
         Document("two\n", "b"),
     )
     assert corpus.held_out == ()
@@ -67,10 +67,10 @@ def test_bad_lines_are_named_or_listed(folder: Path) -> None:
 
 
 def test_mistakes_in_paths(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep" / "empty").mkdir()
     for entries, complaint in (
-        ([tmp_path / "absent"], "does not exist"),
-        ([folder / "notes.md"], "holds no .jsonl or .txt"),
-        ([folder, folder / "a.jsonl"], "named twice"),
+        ([tmp_path / "absent"], "no such file or folder"),
+        ([folder / "deep" / "empty"], "holds no .jsonl or .txt"),
     ):
         with pytest.raises(InputError, match=complaint):
             read_corpus(entries, 0.0)

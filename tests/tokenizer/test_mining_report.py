@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from sentencepiece import SentencePieceProcessor
 
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.mining_corpus import Document
 from colossal_llama2.tokenizer.mining_report import Rate, measure_categories
-from colossal_llama2.tokenizer.mining_start import with_pieces
 from colossal_llama2.tokenizer.piece_model import parse_piece_model
 
 
 def test_rates_add_up(piece_model_bytes: Callable[..., bytes]) -> None:
     model = parse_piece_model(piece_model_bytes())
-    expanded = with_pieces(model, ["今天"])
+    expanded = expand_model(model, ["今天"])
     documents = [Document(",今天", "total"), Document(",今天,今天", "b"), Document("fox", "b")]
     rates = measure_categories((model, expanded), documents)
     processor = SentencePieceProcessor(model_proto=expanded.SerializeToString())

@@ -77,7 +77,7 @@ def test_both_languages_in_one_script_share_their_letters() -> None:
 
 
 def test_a_sample_in_the_new_language_is_refused() -> None:
-    with pytest.raises(InputError, match=r"every document of --keep_identical holds letters .*CJK"):
+    with pytest.raises(InputError, match=r"every document of the sample of old text holds letters .*CJK"):
         find_old_characters(["中 " + "a" * 200] * 3, ["中文中文"])
     assert find_old_characters([], ["中文"]) == ALWAYS_OLD
 

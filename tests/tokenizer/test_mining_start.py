@@ -10,8 +10,9 @@ from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer import mining_start
+from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.mining_rules import ALWAYS_OLD, Allowed, CharacterKinds, make_rules
-from colossal_llama2.tokenizer.mining_start import make_start, with_pieces
+from colossal_llama2.tokenizer.mining_start import make_start
 from colossal_llama2.tokenizer.mining_state import BETWEEN, JOINABLE
 from colossal_llama2.tokenizer.piece_model import NORMAL, PieceModel, parse_piece_model
 
@@ -60,7 +61,7 @@ def test_work_is_a_copy(model: PieceModel) -> None:
 
 
 def test_pieces_are_merged_in_their_order(model: PieceModel) -> None:
-    expanded = with_pieces(model, ["天气", "今天", "今天天气"])
+    expanded = expand_model(model, ["天气", "今天", "今天天气"])
     scores = [entry.score for entry in expanded.pieces[len(model.pieces) :]]
     assert bool(np.all(np.diff(scores) < 0))
     processor = SentencePieceProcessor(model_proto=expanded.SerializeToString())
