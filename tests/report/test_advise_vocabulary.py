@@ -13,7 +13,8 @@ from sentencepiece import SentencePieceProcessor
 
 from colossal_llama2 import cli
 from colossal_llama2.report import advise_vocabulary
-from colossal_llama2.report.advise_vocabulary import AdviceSettings, Measured, advise, main
+from colossal_llama2.report.advice import Measured, advise
+from colossal_llama2.report.advise_vocabulary import AdviceSettings, main
 from colossal_llama2.report.vocabulary_cost import LLAMA_2_7B, ModelSize, vocabulary_cost
 from colossal_llama2.tokenizer.compression_rate import CompressionRate
 
