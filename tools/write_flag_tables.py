@@ -6,6 +6,7 @@ import inspect
 from pathlib import Path
 
 from colossal_llama2.chat.generate import GenerateSettings
+from colossal_llama2.dataset.inspect_dataset import InspectSettings
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
 from colossal_llama2.engine.nodes.doctor import DoctorSettings
@@ -30,6 +31,7 @@ COMMANDS = {
     "tools/init_model.py": init_model.Settings,
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
     "tools/prepare_dataset.py": PrepareSetSettings,
+    "tools/inspect_dataset.py": InspectSettings,
     "train.py": TrainSettings,
     "tools/plan.py": PlanSettings,
     "tools/merge_lora.py": MergeSettings,
