@@ -26,6 +26,16 @@ def refuse_existing(target: Path, overwrite: bool) -> None:
         raise InputError("cannot be created here", path=target, remedy=f"make {parent} a writable folder")
 
 
+def refuse_folder(target: Path) -> None:
+    """Complain about a folder, empty or not, where a file is to be written: no rename puts a file in its place.
+
+    Raises:
+        InputError: the output is a folder.
+    """
+    if target.is_dir():
+        raise InputError("is a folder, and a file is to be written", path=target, remedy="name a file")
+
+
 @contextmanager
 def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give an empty hidden sibling of `target` to fill; it becomes `target` when the block ends without an error.
@@ -54,8 +64,9 @@ def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give the path of a hidden sibling of `target` to write; it becomes `target` when the block ends well.
 
     Raises:
-        InputError: see `refuse_existing`.
+        InputError: see `refuse_folder` and `refuse_existing`.
     """
+    refuse_folder(target)
     refuse_existing(target, overwrite)
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)

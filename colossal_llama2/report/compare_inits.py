@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from colossal_llama2.dataset.prepare_pretrain_dataset import main as prepare
 from colossal_llama2.engine.plugins import Precision
 from colossal_llama2.errors import InputError
 from colossal_llama2.model import init_model
-from colossal_llama2.model.belonging import check_belongs
+from colossal_llama2.model.belonging import CONFIG_FILE, check_belongs
 from colossal_llama2.model.distilled_rows import DistillOptions, check_options
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.report.curves import draw_bars
@@ -117,6 +118,8 @@ def main(settings: CompareSettings) -> None:
         for way in ways:
             for seed in settings.seeds:
                 measured += _measure(way, seed, corpus, texts, settings, work)
+                if settings.work_dir is None:  # or the disk would have to hold every model at once
+                    shutil.rmtree(_folder_of(way, seed, work))
         _write(settings, measured, output)
     cli.say(table(measured))
 
@@ -127,6 +130,10 @@ def _check(settings: CompareSettings) -> list[Way]:
         raise InputError("nothing to do", remedy="give at least one of --data, --inits and --seeds")
     if len({path.name for path in settings.data}) < len(settings.data):
         raise InputError("two files of --data have one name", remedy="rename one: results go by the name")
+    if (settings.output_dir / CONFIG_FILE).exists():
+        raise InputError(
+            "holds a model, which would be replaced", path=settings.output_dir, remedy="choose another output folder"
+        )
     if settings.train_steps < 1 or settings.train_rows < 1:
         raise InputError("--train_steps and --train_rows must be 1 or more")
     methods = get_args(init_model.Method)
@@ -178,7 +185,7 @@ def _measure(
 ) -> Iterator[Measured]:
     """Make the rows, score, train, score again."""
     cli.say(f"== {way.name}, seed {seed}")
-    folder = work / f"{way.name.replace('/', '-')}-{seed}"
+    folder = _folder_of(way, seed, work)
     distils = "distilled" in (way.init, way.output_init)
     started = time.perf_counter()
     init_model.main(
@@ -200,6 +207,10 @@ def _measure(
             raise InterruptedError("the short training was stopped")
         scores = _scored(folder / "trained" / "modeling", texts, settings)
         yield Measured(way.name, seed, settings.train_steps, seconds, scores)
+
+
+def _folder_of(way: Way, seed: int, work: Path) -> Path:
+    return work / f"{way.name.replace('/', '-')}-{seed}"
 
 
 def _training(settings: CompareSettings, folder: Path, corpus: Path, seed: int) -> TrainSettings:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
-from colossal_llama2.outputs import refuse_existing, whole_file
+from colossal_llama2.outputs import refuse_existing, refuse_folder, whole_file
 from colossal_llama2.tokenizer import loading
 from colossal_llama2.tokenizer.expand import expand_model
 from colossal_llama2.tokenizer.folder import JSON_FILE, MODEL_FILE, read_folder
@@ -85,11 +85,14 @@ class MineSettings:
 def main(settings: MineSettings) -> None:
     """Read the corpus, mine it, measure the pieces on documents not mined, and write list and report."""
     _check(settings)
+    refuse_folder(settings.output)
     report_file = settings.output.with_suffix(".report.json")
     for target in (settings.output, report_file):
+        refuse_folder(target)
         refuse_existing(target, settings.overwrite)
     model = _read_model(settings.source_tokenizer_dir)
     corpus = read_corpus(settings.corpus, settings.holdout, settings.bad_records)
+    _refuse_input(settings.output, corpus)
     weights = category_weights(corpus.mined, settings.balance, parse_weights(settings.category_weights))
     cut: Counter[str] = Counter()
     texts = [document.text for document in corpus.mined]
@@ -135,6 +138,12 @@ def _check(settings: MineSettings) -> None:
         raise InputError(f"--holdout is {settings.holdout:g}", remedy="give a share from 0 to less than 1")
     if not 0 <= settings.balance <= 1:
         raise InputError(f"--balance is {settings.balance:g}", remedy="give a number from 0 to 1")
+
+
+def _refuse_input(output: Path, corpus: Corpus) -> None:
+    """--overwrite must not put the list in place of the text it is mined from."""
+    if output.exists() and any(output.samefile(path) for path in corpus.files):
+        raise InputError("is a file of the corpus, and would be replaced", path=output, remedy="name another file")
 
 
 def _read_model(path: Path) -> PieceModel:

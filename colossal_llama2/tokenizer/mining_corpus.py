@@ -15,6 +15,8 @@ from colossal_llama2.jsonl import iterate_lines, parse_record, string_field
 from colossal_llama2.tokenizer.documents import Documents, text_of_record
 
 BadRecords = Literal["error", "skip"]
+# Of weights over all characters: a character saves 4 tokens at most, and sums of that are kept in 64 bits.
+_LARGEST_SUM: Final = 2.0**60
 
 # Possessive and anchored: a run of a million letters or digits is gone through once.
 _PERSONAL: Final = re.compile(
@@ -101,7 +103,8 @@ def category_weights(documents: Sequence[Document], balance: float, factors: dic
         factors: further factors by category.
 
     Raises:
-        InputError: a factor for a category that is not there, or one that is not above 0.
+        InputError: a factor for a category that is not there, or one that is not above 0, or factors so far apart that
+            sums of weights would not fit into 64 bits.
     """
     sizes: Counter[str] = Counter()
     for document in documents:
@@ -116,7 +119,11 @@ def category_weights(documents: Sequence[Document], balance: float, factors: dic
         return [1] * len(documents)
     least = min(weights.values())
     # Whole numbers, so that sums do not depend on their order.
-    whole = {name: round(100 * weight / least) for name, weight in weights.items()}
+    shares = {name: 100 * weight / least if least else float("inf") for name, weight in weights.items()}
+    if not sum(share * sizes[name] for name, share in shares.items()) < _LARGEST_SUM:
+        what = f"--category_weights gives the categories weights too far apart: {max(shares.values()) / 100:g} to 1"
+        raise InputError(what, remedy="give numbers that are closer to each other")
+    whole = {name: round(share) for name, share in shares.items()}
     return [whole[document.category] for document in documents]
 
 

@@ -97,6 +97,7 @@ class _Judge:
     def __init__(self, model: PieceModel, markers: Iterable[str]) -> None:
         reserved = {entry.piece for entry in model.pieces if entry.type not in (NORMAL, USER_DEFINED)}
         self._markers = sorted({*reserved, *markers}, key=len)
+        self._cut_out = [entry.piece for entry in model.pieces if entry.type == USER_DEFINED]
         self._processor = SentencePieceProcessor(model_proto=model.SerializeToString())
 
     def objection(self, piece: str) -> str | None:
@@ -113,6 +114,9 @@ class _Judge:
         marker = next((marker for marker in self._markers if marker in piece), None)
         if marker is not None:
             return f"holds the text of the special token {marker}"
+        whole = next((whole for whole in self._cut_out if whole in piece), None)
+        if whole is not None:
+            return f"holds the user-defined piece {whole}, which is cut out of every text and never merged"
         normalized = self._processor.normalize(as_text(piece))
         if piece not in (normalized, normalized.removeprefix(SPACE_MARK)):
             return f"text never looks like this after normalisation, which gives {normalized}"

@@ -79,7 +79,7 @@ def recall(key: str) -> Verdict | None:
         content = json.loads((_folder() / f"{key}.json").read_text(encoding="utf-8"))
         verdict = Verdict(int(content["texts"]), content["difference"])
         known = verdict.difference is None or isinstance(verdict.difference, str)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return verdict if known else None
 

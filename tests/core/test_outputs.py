@@ -75,3 +75,11 @@ def test_a_parent_that_is_a_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be created"), whole_directory(tmp_path / "file" / "out"):
         raise AssertionError("the block must not be entered")
+
+
+def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "empty"):
+        folder.mkdir(exist_ok=True)
+        with pytest.raises(InputError, match="is a folder"), whole_file(folder, overwrite=True):
+            raise AssertionError("the work must not begin")
+    assert names(tmp_path) == ["empty"]

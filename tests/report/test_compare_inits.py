@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.model import init_model
 from colossal_llama2.model.distilled_rows import DistillOptions
+from colossal_llama2.report import compare_inits
 from colossal_llama2.report.compare_inits import PLOT, RESULTS, CompareSettings, main
 from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.report.evaluate import main as evaluate
+from colossal_llama2.report.evaluation import Score
 from colossal_llama2.tokenizer.init_tokenizer import Settings as TokenizerSettings
 from colossal_llama2.tokenizer.init_tokenizer import main as init_tokenizer
 
@@ -94,6 +97,21 @@ def test_without_training(settings: Callable[..., CompareSettings], tmp_path: Pa
         main(settings(inits=("mean",), distill=DistillOptions(), train_data=()))
 
 
+def test_models_that_are_not_kept_do_not_pile_up(
+    settings: Callable[..., CompareSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+
+    def init(made: init_model.Settings) -> None:
+        kept.append(sum(1 for _ in made.target_model_path.parent.parent.iterdir()))
+        made.target_model_path.mkdir(parents=True)
+
+    monkeypatch.setattr(init_model, "main", init)
+    monkeypatch.setattr(compare_inits, "_scored", lambda folder, texts, settings: {"a.jsonl": Score(1, 1, 1, 1, 1.0)})
+    main(settings(inits=("mean", "weighted"), distill=DistillOptions(), train_data=(), work_dir=None))
+    assert kept == [0, 0, 0, 0]
+
+
 def test_mistakes_cost_no_time(settings: Callable[..., CompareSettings], tmp_path: Path) -> None:
     def refused(match: str, **changes: Any) -> None:
         with pytest.raises(InputError, match=match):
@@ -104,6 +122,7 @@ def test_mistakes_cost_no_time(settings: Callable[..., CompareSettings], tmp_pat
     refused("--inits median; write mean, weighted", inits=("mean", "median"))
     refused("--inits mean/auto", inits=("mean/auto",))
     refused("nothing to do", inits=())
+    refused("holds a model", output_dir=settings().source_model_and_tokenizer_path, overwrite=True)
     refused("without --distill_corpus", distill=DistillOptions())
     refused("must be 1 or more", train_steps=0)
     refused("no such file", train_data=(tmp_path / "absent.jsonl",))

@@ -141,6 +141,16 @@ def test_mistakes_leave_nothing_behind(corpus: Path, llama_tokenizer_dir: Path, 
         main(settings(corpus, llama_tokenizer_dir))
 
 
+def test_the_list_never_replaces_the_text_it_is_mined_from(corpus: Path, llama_tokenizer_dir: Path) -> None:
+    text = (corpus / "talk.jsonl").read_bytes()
+    with pytest.raises(InputError, match="is a file of the corpus"):
+        main(settings(corpus, llama_tokenizer_dir, output=corpus / "talk.jsonl", overwrite=True))
+    assert (corpus / "talk.jsonl").read_bytes() == text
+    for folder in (Path(), corpus):
+        with pytest.raises(InputError, match="is a folder"):
+            main(settings(corpus, llama_tokenizer_dir, output=folder, overwrite=True))
+
+
 def test_from_the_command_line(corpus: Path, llama_tokenizer_dir: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "tools" / "mine_pieces.py"), *arguments]

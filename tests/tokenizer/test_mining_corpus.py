@@ -131,6 +131,14 @@ def test_weights_balance_categories() -> None:
             category_weights(documents, 0.0, factors)
 
 
+@pytest.mark.parametrize("factor", [1e17, 1e300, 1e-17, 5e-324])
+def test_weights_whose_sums_would_overflow_are_refused(factor: float) -> None:
+    documents = [Document("x" * 100, "one"), Document("x" * 100, "two")]
+    assert max(category_weights(documents, 0.0, {"one": 1e12})) == 10**14
+    with pytest.raises(InputError, match="too far apart"):
+        category_weights(documents, 0.0, {"one": factor})
+
+
 def test_weights_are_read() -> None:
     assert parse_weights(" a=2, b=c=0.5,") == {"a": 2.0, "b=c": 0.5}
     for text in ("a", "a=x", "=3"):

@@ -124,3 +124,23 @@ def test_error_names_and_allow_counts() -> None:
     assert kept.attempt.added == ("今天", "10", "99")
     assert (kept.changes.changed, kept.changes.mixed_changed, kept.old.num_mixed) == (1, 1, 1)
     assert [item.piece for item in kept.changing] == ["10", "99"]
+
+
+def test_a_change_without_a_new_piece_is_refused_or_counted() -> None:
+    documents = ["an old town", "a new one"]
+    old = read_old_text(documents, ["今天"])
+
+    class Shifted(Greedy):
+        def _encode(self, texts: Sequence[str]) -> EncodedTexts:
+            return super()._encode([text.replace("town", "TOWN") for text in texts])
+
+    def shifted(pieces: Sequence[str], allows: Callable[[str], bool]) -> Attempt:
+        return Attempt(Shifted(pieces), tuple(pieces), (), (), (), None)
+
+    def kept(on_change: OnChange) -> Kept:
+        return keep_old_text(["今天"], lambda piece: piece, shifted, Greedy(), (old, documents), on_change)
+
+    with pytest.raises(InputError, match="no new piece comes out"):
+        kept("drop")
+    allowed = kept("allow")
+    assert (allowed.changes.changed, allowed.changes.by_piece) == (1, {})

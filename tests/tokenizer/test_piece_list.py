@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.piece_list import WantedPiece, read_piece_list, sort_pieces
-from colossal_llama2.tokenizer.piece_model import PieceModel, parse_piece_model
+from colossal_llama2.tokenizer.piece_model import USER_DEFINED, PieceModel, parse_piece_model
 
 
 @pytest.fixture
@@ -58,6 +58,14 @@ def test_refused_with_a_reason(piece: str, reason: str, model: PieceModel) -> No
     assert result.new == ("今天",)
     assert [refused.line for refused in result.refused] == [2]
     assert reason in result.refused[0].reason
+
+
+def test_what_is_cut_out_of_every_text_is_in_no_piece(model: PieceModel) -> None:
+    (entry,) = (entry for entry in model.pieces if entry.piece == "国")
+    entry.type = USER_DEFINED
+    result = sort_pieces(wanted("今天", "中国", "国"), model, [])
+    assert (result.new, result.existing) == (("今天",), ("国",))
+    assert [(piece.piece, "user-defined piece 国" in piece.reason) for piece in result.refused] == [("中国", True)]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -72,7 +72,13 @@ def test_verdicts_are_remembered(verdict: Verdict, tmp_path: Path, monkeypatch: 
     assert [path.name for path in (tmp_path / "deep" / "cache" / "proofs").iterdir()] == ["k.json"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"texts": 1}', '{"texts": "x", "difference": null}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", "3", "[" * 100_000, '{"texts": 1}', '{"texts": "x", "difference": null}',
+        '{"texts": Infinity, "difference": null}', "\xff",
+    ],
+)  # fmt: skip
 def test_a_damaged_verdict_is_none(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     (tmp_path / "proofs").mkdir()
