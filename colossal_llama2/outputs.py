@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +50,8 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(target, overwrite)
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    _remove_abandoned(target)
+    work = _hidden(target, "partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
@@ -70,7 +73,8 @@ def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(target, overwrite)
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    _remove_abandoned(target)
+    work = _hidden(target, "partial")
     try:
         yield work
         _flush(work)
@@ -89,7 +93,7 @@ def flush_tree(folder: Path) -> None:
 
 def replace_directory(work: Path, target: Path) -> None:
     """Rename `work` to `target`, moving what was there out of the way first and deleting it last."""
-    replaced = target.with_name(f".{target.name}.replaced-{os.getpid()}")
+    replaced = _hidden(target, "replaced")
     if target.exists() or target.is_symlink():
         target.rename(replaced)
     work.rename(target)
@@ -98,6 +102,29 @@ def replace_directory(work: Path, target: Path) -> None:
         shutil.rmtree(replaced)
     else:
         replaced.unlink(missing_ok=True)
+
+
+def _hidden(target: Path, what: str) -> Path:
+    """Name a hidden sibling that no other process has, on this host or another that shares the folder."""
+    return target.with_name(f".{target.name}.{what}-{socket.gethostname()}-{os.getpid()}")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what processes of this host left half-written when they were killed."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-{glob.escape(socket.gethostname())}-*"):
+        owner = path.name.rpartition("-")[2]
+        if owner.isdigit() and int(owner) != os.getpid() and not _is_alive(int(owner)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -32,6 +32,11 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def can_use_threads() -> bool:
+    """Tell whether this process may let gigatoken work with several threads."""
+    return not _process_was_forked
+
+
 class GigatokenEncoder(Encoder):
     """gigatoken, with the texts that it would read otherwise kept from it.
 
@@ -100,7 +105,7 @@ class GigatokenEncoder(Encoder):
         rows = awkward.contents.ListOffsetArray(
             awkward.index.Index64(offsets), letters, parameters={"__array__": "string"}
         )
-        parallel = self._num_threads > 1 and not _process_was_forked
+        parallel = self._num_threads > 1 and can_use_threads()
         found = self._tokenizer.encode_batch(awkward.Array(rows), parallel=parallel).layout
         ids = np.asarray(found.content.data).view(np.int32)
         ends_of_texts = np.asarray(found.offsets.data)

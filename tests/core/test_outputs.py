@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,18 @@ def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is a folder"), whole_file(folder, overwrite=True):
             raise AssertionError("the work must not begin")
     assert names(tmp_path) == ["empty"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = tmp_path / f".out.partial-{host}-{gone.pid}"
+    alive = tmp_path / f".out.partial-{host}-{os.getppid()}"
+    elsewhere = tmp_path / f".out.partial-another-{gone.pid}"
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
+        (folder / "half").write_text("")
+    with whole_directory(tmp_path / "out") as work:
+        (work / "file").write_text("")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, elsewhere.name, "out"])
