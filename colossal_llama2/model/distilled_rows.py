@@ -39,7 +39,7 @@ class DistillOptions:
     """Most old tokens of a snippet."""
     distill_snippets: int = 100
     """A snippet is of use if it holds a new token that stands in fewer than this many chosen before it."""
-    distill_lr: float = 0.05
+    distill_lr: float = 0.1
     """Step size, as a share of the spread of the base's rows."""
     distill_layer: int | None = None
     """Match the hidden states after this many layers (default: after the last one and its norm)."""
