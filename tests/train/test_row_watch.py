@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -290,41 +289,3 @@ def test_a_norm_that_runs_away_is_named_once(
         named = [piece for line in warnings if f"new {matrix} rows" in line for piece in line.split("'")[1::2]]
         assert len(named) == len(set(named)) > 0, "each row once"
     assert run.metrics[-1]["new_rows"]["head"]["runaways"] > 0
-
-
-@pytest.mark.parametrize(
-    ("flags", "complaint"),
-    [
-        (["--new_rows_interval", 5], "has no new tokens (no expansion.json)"),
-        (["--new_rows_interval", -1], "--new_rows_interval is -1"),
-        (["--new_rows_interval", 5, "--lora_rank", 2, "--lora_train_embeddings", "no"], "trains no embeddings"),
-        (["--stop_when_flat"], "--stop_when_flat ends a stage that trains the embeddings alone"),
-        (["--stop_when_flat", "--train_new_rows_only", "--lora_rank", 2], "this one trains more"),
-    ],
-)
-def test_what_makes_no_sense_is_refused(
-    train_on: Callable[..., Any], tmp_path: Path, flags: list[object], complaint: str
-) -> None:
-    run = train_on(1, tmp_path / "run", "--mixed_precision", "fp32", *flags)
-    assert run.code == 2
-    assert complaint in run.output
-    assert not (tmp_path / "run").exists()
-
-
-def test_without_an_expansion_nothing_is_said(train_on: Callable[..., Any], tmp_path: Path) -> None:
-    run = train_on(1, tmp_path / "run", *FLAGS, "--mixed_precision", "fp32", "--save_interval", 2)
-    assert run.code == 0, run.output
-    assert "new rows" not in run.output
-    assert not any("new_rows" in line for line in run.metrics)
-    state = json.loads((tmp_path / "run" / "epoch-0_step-2" / "running_states.json").read_text())
-    assert state["watched"] == {}
-
-
-def test_an_expansion_that_added_nothing_is_said_and_no_more(
-    train_on: Callable[..., Any], tiny_model_dir: Path, tmp_path: Path
-) -> None:
-    model_dir = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
-    (model_dir / "expansion.json").write_text('{"base_tokens": 9, "num_tokens": 9}')
-    run = train_on(1, tmp_path / "run", *FLAGS, "--mixed_precision", "fp32", model_dir=model_dir)
-    assert run.code == 0, run.output
-    assert run.output.count("no reports on new rows") == 1
