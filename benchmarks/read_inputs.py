@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 import subprocess
 import sys
@@ -66,7 +67,11 @@ def main(settings: ReadSettings) -> None:
     if settings.measure_file:
         print(json.dumps(_read_alone(Path(settings.measure_file))))
         return
-    result: dict[str, Any] = {"machine": describe_machine(), "settings": {"megabytes": settings.megabytes}}
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "load average before and after": [os.getloadavg()[0]],
+        "settings": {"megabytes": settings.megabytes, "rounds": settings.rounds},
+    }
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for size in (2000, 200):
@@ -82,6 +87,7 @@ def main(settings: ReadSettings) -> None:
         print("one line", result["one line"])
         result["small files"] = _measure_listing(work, settings)
         print("small files", result["small files"])
+    result["load average before and after"].append(os.getloadavg()[0])
     settings.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -24,6 +24,9 @@ from colossal_llama2.jsonl import parse_record
 HELD_CHARACTERS = 1 << 16
 SKELETON_BYTES = 16 << 20
 _FAULT_CHARACTERS = 24
+_LAST_BYTES = 12
+_BLANK = b" \t\r\n"
+_BLANKS_HELD = 1 << 20
 _BYTES_A_CHARACTER = 12  # two escapes of a surrogate pair
 
 
@@ -72,7 +75,7 @@ def scan_line(
     for block in blocks:
         scanner.feed(block)
     scanner.finish()
-    skeleton = bytes(scanner.skeleton.rstrip(b" \t\r\n"))
+    skeleton = bytes(scanner.skeleton.rstrip(_BLANK))
     if not skeleton:
         return None
     if scanner.overflowed:
@@ -103,16 +106,20 @@ class _Scanner:
         self.overflowed = False
         self._held_characters, self._skeleton_bytes = held_characters, skeleton_bytes
         self._nonce = os.urandom(12).hex()  # what stands for a string must be no string of the line
-        self._pending = b""
+        self._pending = self._blanks = b""
         self._inside = False
         self._string = _String(0)
         # Places in the skeleton behind which so many characters and bytes of the line are missing.
         self._places, self._characters, self._bytes = [0], [0], [0]
 
     def feed(self, block: bytes) -> None:
-        """Take the line's next bytes."""
+        """Take the line's next bytes; blanks wait until it is known that they do not end the line."""
+        block = self._blanks + block
+        sound = block.rstrip(_BLANK)
+        self._blanks = block[len(sound) :] if len(block) - len(sound) < _BLANKS_HELD else b""
+        block = block[: len(block) - len(self._blanks)]
         if not self.skeleton and not self._inside:
-            stripped = block.lstrip(b" \t\r\n")  # columns count from the first byte that is not blank
+            stripped = block.lstrip(_BLANK)  # columns count from the first byte that is not blank
             self.seen += len(block) - len(stripped)
             block = stripped
         data = self._pending + block
@@ -155,7 +162,8 @@ class _Scanner:
         while quote > at and data[quote - 1] == 0x5C and opens_escape(data, at, quote - 1):
             quote = data.find(b'"', quote + 1)
         if quote < 0:
-            cut = safe_cut(data, at, len(data))
+            # An escape that the line's end follows has a complaint of its own: the last ones must be there to be seen.
+            cut = safe_cut(data, at, max(at, len(data) - _LAST_BYTES))
             self._pending = data[cut:]
             self._add(data[at:cut])
             return len(data)

@@ -85,6 +85,10 @@ SIZES = {"block": st.integers(1, 40), "held": st.integers(0, 12)}
 @settings(max_examples=250, deadline=None)
 @given(raw=SOUP, **SIZES)
 @example(raw=b'{"\\u0061bcdefgh": 1, "abcdefgh": 2}', block=7, held=6)
+@example(raw=b'"\t', block=1, held=0)
+@example(raw=b'"abc\\ude00', block=1, held=0)
+@example(raw=b'"abc\\u4e2d', block=1, held=0)
+@example(raw=b'{"a": "b" \t\r \t}\t ', block=2, held=0)
 @example(raw=b'{"abcdefgh": 1, "\\u0061bcdefgh": 2}', block=3, held=7)
 def test_any_bytes_are_judged_alike(raw: bytes, block: int, held: int) -> None:
     compare(raw, block, held)
