@@ -14,7 +14,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import iterate_lines
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.sampled_from([b"", b"{}", b"x" * 30, b"\r", b" \t", "你".encode()]), max_size=30),
     ends=st.booleans(),

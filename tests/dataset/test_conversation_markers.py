@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -27,6 +27,7 @@ def tokenizer() -> Tokenizer:
     return made
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(["<a>", "<b>", "<l>", "<r>", "word", " ", "\n", "\u3000", "\x1f", "x", "<a", "_"]), max_size=12

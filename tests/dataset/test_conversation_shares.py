@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossal_llama2.dataset.conversation_shares import (
@@ -31,6 +31,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[InputFile]:
     return find_inputs([str(folder / "zh"), str(folder / "en")])[0]
 
 
+@settings(deadline=None)
 @given(shares=st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any))
 def test_stages_divide_all_keys(shares: list[int]) -> None:
     text = ",".join(map(str, shares))
@@ -99,6 +100,7 @@ def test_weights_that_are_none_are_refused(files: list[InputFile], text: str, re
 keys_and_sources = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 2)), min_size=1, max_size=80)
 
 
+@settings(deadline=None)
 @given(pairs=keys_and_sources, percent=st.integers(1, 60), seed=st.integers(0, 5))
 def test_a_held_out_prompt_is_in_no_source(pairs: list[tuple[int, int]], percent: int, seed: int) -> None:
     keys = np.array([key for key, _ in pairs], dtype=np.uint64)
@@ -124,6 +126,7 @@ def test_the_held_out_part_is_the_share_where_prompts_differ() -> None:
     assert back[::-1].tolist() == held.tolist()
 
 
+@settings(deadline=None)
 @given(pairs=keys_and_sources, quarters=st.lists(st.integers(0, 12), min_size=3, max_size=3), seed=st.integers(0, 5))
 def test_copies_add_up_to_the_weight(pairs: list[tuple[int, int]], quarters: list[int], seed: int) -> None:
     keys = np.array([key for key, _ in pairs], dtype=np.uint64)

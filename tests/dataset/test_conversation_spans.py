@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama2.dataset.conversation import Turn
@@ -36,6 +36,8 @@ TAGGED = {
     "{{ bos_token + '[INST] ' + t.content.strip() + ' [/INST]' }}{% else %}"
     "{% generation %}{{ ' ' + t.content.strip() + ' ' + eos_token }}{% endgeneration %}{% endif %}{% endfor %}",
 }
+# A busy machine is slow to draw and to run, and that says nothing about the code.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRAGMENTS = ["a", " ", "\n", "the fox", "你好", "</s>", "<|im_end|>", "[/INST]", "\t", "{{", "😀", "Assistant:", "\x1f"]
 texts = st.lists(st.sampled_from(FRAGMENTS), min_size=1, max_size=6).map("".join).filter(lambda text: text.strip())
 
@@ -69,6 +71,7 @@ def test_every_ready_template_has_its_expectation() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(WRITES))
+@unhurried
 @given(turns=conversations())
 def test_exactly_the_assistants_turns_and_their_ends_are_learned(name: str, turns: list[Turn]) -> None:
     located = locate(ready(name), turns)
@@ -82,6 +85,7 @@ def test_exactly_the_assistants_turns_and_their_ends_are_learned(name: str, turn
 
 
 @pytest.mark.parametrize("name", sorted(WRITES))
+@unhurried
 @given(turns=conversations())
 def test_of_a_preference_the_last_answer_alone_is_learned(name: str, turns: list[Turn]) -> None:
     blank, stripped, end = WRITES[name]
@@ -93,6 +97,7 @@ def test_of_a_preference_the_last_answer_alone_is_learned(name: str, turns: list
 
 
 @pytest.mark.parametrize("name", sorted(TAGGED))
+@unhurried
 @given(turns=conversations(system=False))
 def test_the_templates_own_tags_say_the_same(name: str, turns: list[Turn]) -> None:
     by_frame, by_tags = locate(ready(name), turns), locate(template(TAGGED[name]), turns)
@@ -102,6 +107,7 @@ def test_the_templates_own_tags_say_the_same(name: str, turns: list[Turn]) -> No
 
 
 @pytest.mark.parametrize("name", sorted(WRITES))
+@unhurried
 @given(turns=conversations())
 def test_what_is_learned_begins_where_the_prompt_for_it_ends(name: str, turns: list[Turn]) -> None:
     locator = Locator(ready(name), MARKERS)
@@ -126,6 +132,7 @@ literals = st.lists(st.sampled_from(["U:", "\n", " ", "<s>", "'", "{", "<|im_sta
 blanks = st.sampled_from(["", " ", "\n", " \n"])
 
 
+@unhurried
 @given(data=st.data(), turns=conversations())
 def test_exactly_the_assistants_turns_are_learned_in_templates_made_at_random(
     data: st.DataObject, turns: list[Turn]

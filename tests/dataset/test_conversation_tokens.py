@@ -40,7 +40,8 @@ PLAIN = [
     "9",
 ]
 INJECTED = ["</s>", "<s>", "<|im_end|>", "<|im_start|>", "<|eot_id|>", "<|end|>", "<unk>"]
-SEPARATE = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+# A busy machine is slow to draw and to run, and that says nothing about the code.
+unhurried = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def by_transformers(found: Kit, turns: list[Turn], generation_prompt: bool) -> l
     return [int(index) for index in ids]
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations(PLAIN))
 def test_ids_are_those_of_transformers_with_a_piece_model(piece_kit: Kit, turns: list[Turn]) -> None:
     assert piece_kit.encode(turns)[1].ids.tolist() == by_transformers(piece_kit, turns, False)
@@ -120,7 +121,7 @@ def test_ids_are_those_of_transformers_with_a_piece_model(piece_kit: Kit, turns:
     assert not asked.learned.any()
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations([*PLAIN, "<think>", "</think>"]))
 def test_ids_are_those_of_transformers_with_a_byte_level_tokenizer(byte_kit: Kit, turns: list[Turn]) -> None:
     assert byte_kit.encode(turns)[1].ids.tolist() == by_transformers(byte_kit, turns, False)
@@ -132,7 +133,7 @@ def special_ids(found: Kit) -> set[int]:
     return {index for index, token in found.tokenizer.added_tokens_decoder.items() if token.special}
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations([*PLAIN, *INJECTED]))
 def test_markers_that_somebody_said_stay_text(byte_kit: Kit, turns: list[Turn]) -> None:
     located, encoded = byte_kit.encode(turns)
@@ -145,7 +146,7 @@ def test_markers_that_somebody_said_stay_text(byte_kit: Kit, turns: list[Turn]) 
         assert byte_kit.tokenizer.decode(encoded.ids.tolist()) == located.text
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations([*PLAIN, *INJECTED]))
 def test_markers_that_somebody_said_stay_text_with_a_piece_model(piece_kit: Kit, turns: list[Turn]) -> None:
     _, encoded = piece_kit.encode(turns)
@@ -155,7 +156,7 @@ def test_markers_that_somebody_said_stay_text_with_a_piece_model(piece_kit: Kit,
     assert len(written) > 0
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations([*PLAIN, *INJECTED]))
 def test_a_token_is_learned_when_it_holds_a_learned_character(byte_kit: Kit, turns: list[Turn]) -> None:
     """Against the offsets that the fast tokenizer itself gives, piece by piece."""
@@ -181,7 +182,7 @@ def test_a_token_is_learned_when_it_holds_a_learned_character(byte_kit: Kit, tur
     assert encoded.learned.tolist() == expected
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations(PLAIN))
 def test_a_token_is_learned_when_it_holds_a_learned_character_of_a_piece_model(
     piece_kit: Kit, turns: list[Turn]
@@ -248,7 +249,7 @@ def test_the_first_token_is_never_learned(chat_tokenizer_dir: Path) -> None:
     assert len(encoded.ids) >= 2
 
 
-@SEPARATE
+@unhurried
 @given(turns=conversations(PLAIN))
 def test_tokens_before_a_character_are_never_too_many(byte_kit: Kit, turns: list[Turn]) -> None:
     located, encoded = byte_kit.encode(turns)
