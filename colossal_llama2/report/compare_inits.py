@@ -25,6 +25,7 @@ from colossal_llama2.report.curves import draw_bars
 from colossal_llama2.report.evaluate import Candidate, EvaluateSettings, align_columns, read_texts, score_model
 from colossal_llama2.report.evaluation import Score, Text
 from colossal_llama2.train import pretrain
+from colossal_llama2.train.checkpoints import MODELING
 from colossal_llama2.train.settings import (
     DataOptions,
     ModelOptions,
@@ -116,10 +117,19 @@ def main(settings: CompareSettings) -> None:
         measured.append(Measured(None, settings.seeds[0], 0, 0.0, scores))
         corpus = _prepare(settings, work) if settings.train_data else None
         for way in ways:
+            scores_before: dict[str, Score] | None = None
             for seed in settings.seeds:
-                measured += _measure(way, seed, corpus, texts, settings, work)
+                cli.say(f"== {way.name}, seed {seed}")
+                folder = work / f"{way.name.replace('/', '-')}-{seed}"
+                seconds = _make_rows(way, seed, settings, folder / "model")
+                if scores_before is None or way.is_seeded:
+                    scores_before = _scored(folder / "model", texts, settings)
+                measured.append(Measured(way.name, seed, 0, seconds, scores_before))
+                if corpus is not None:
+                    scores = _scored(_train(folder, corpus, seed, settings), texts, settings)
+                    measured.append(Measured(way.name, seed, settings.train_steps, seconds, scores))
                 if settings.work_dir is None:  # or the disk would have to hold every model at once
-                    shutil.rmtree(_folder_of(way, seed, work))
+                    shutil.rmtree(folder)
         _write(settings, measured, output)
     cli.say(table(measured))
 
@@ -180,19 +190,15 @@ def _prepare(settings: CompareSettings, work: Path) -> Path:
     return work / "corpus"
 
 
-def _measure(
-    way: Way, seed: int, corpus: Path | None, texts: dict[Path, list[Text]], settings: CompareSettings, work: Path
-) -> Iterator[Measured]:
-    """Make the rows, score, train, score again."""
-    cli.say(f"== {way.name}, seed {seed}")
-    folder = _folder_of(way, seed, work)
+def _make_rows(way: Way, seed: int, settings: CompareSettings, target: Path) -> float:
+    """Write a model whose rows start in this way; return the seconds it took."""
     distils = "distilled" in (way.init, way.output_init)
     started = time.perf_counter()
     init_model.main(
         init_model.Settings(
             settings.source_model_and_tokenizer_path,
             settings.target_tokenizer_path,
-            folder / "model",
+            target,
             way.init,  # type: ignore[arg-type]
             way.output_init,  # type: ignore[arg-type]
             distill=settings.distill if distils else DistillOptions(),
@@ -200,21 +206,12 @@ def _measure(
             overwrite=True,
         )
     )
-    seconds = time.perf_counter() - started
-    yield Measured(way.name, seed, 0, seconds, _scored(folder / "model", texts, settings))
-    if corpus is not None:
-        if pretrain.main(_training(settings, folder, corpus, seed)):
-            raise InterruptedError("the short training was stopped")
-        scores = _scored(folder / "trained" / "modeling", texts, settings)
-        yield Measured(way.name, seed, settings.train_steps, seconds, scores)
+    return time.perf_counter() - started
 
 
-def _folder_of(way: Way, seed: int, work: Path) -> Path:
-    return work / f"{way.name.replace('/', '-')}-{seed}"
-
-
-def _training(settings: CompareSettings, folder: Path, corpus: Path, seed: int) -> TrainSettings:
-    return TrainSettings(
+def _train(folder: Path, corpus: Path, seed: int, settings: CompareSettings) -> Path:
+    """Train the model in a folder as `train.py` would, and return the finished one's."""
+    options = TrainSettings(
         model=ModelOptions(folder / "model"),
         data=DataOptions(
             (corpus,),
@@ -227,6 +224,9 @@ def _training(settings: CompareSettings, folder: Path, corpus: Path, seed: int) 
         optimizer=OptimizerOptions(lr=settings.train_lr, seed=seed),
         parallel=ParallelOptions(plugin="ddp", mixed_precision=settings.mixed_precision),
     )
+    if pretrain.main(options):
+        raise InterruptedError("the short training was stopped")
+    return folder / "trained" / MODELING
 
 
 def _scored(model_dir: Path, texts: dict[Path, list[Text]], settings: CompareSettings) -> dict[str, Score]:

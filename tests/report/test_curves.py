@@ -13,7 +13,7 @@ from matplotlib import image
 from matplotlib import pyplot as plt
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.report.curves import METRICS_FILE, Line, draw_losses, draw_measures, read_run, smoothed
+from colossal_llama2.report.curves import METRICS_FILE, Line, draw_bars, draw_losses, draw_measures, read_run, smoothed
 
 
 def write_run(run_dir: Path, losses: list[Any]) -> Path:
@@ -76,3 +76,17 @@ def test_smoothing_stays_between_the_extremes_and_starts_at_the_first(values: li
     assert len(averages) == len(values)
     assert averages[0] == pytest.approx(values[0])
     assert all(min(values) - 1e-9 <= average <= max(values) + 1e-9 for average in averages)
+
+
+def test_bars_become_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    panels = {"Chinese": {"base": [[2.0]], "mean": [[3.0, 3.2], [2.5, 2.3]]}, "English": {"base": [[1.0]]}}
+    draw_bars(panels, ["before", "after"], "bits per byte", tmp_path / "bars.png")
+    assert image.imread(tmp_path / "bars.png").ndim == 3
+    chinese, english = figures[0].axes
+    assert [bar.get_height() for bar in chinese.patches] == pytest.approx([2.0, 3.1, 2.4])
+    dots = [list(line.get_ydata()) for line in chinese.lines]
+    assert dots == [[3.0, 3.2], [2.5, 2.3]]  # a single value has none
+    assert [text.get_text() for text in chinese.get_xticklabels()] == ["base", "mean"]
+    assert [bar.get_height() for bar in english.patches] == [1.0]
