@@ -23,7 +23,13 @@ from colossal_llama2.tokenizer.extension import Extension, read_extension
 from colossal_llama2.tokenizer.loading import load_encoder
 
 TEXTS = ["x今天天气很好 fox", "the fox jumps. 今天 天气", "今天 the 天气 is 天气", "天气很好，天气很好 今天"]
-NUM_NEW = 6
+
+
+def rows_met(snippets: list[np.ndarray], extension: Extension) -> list[int]:
+    """New rows, from 0, whose token stands in some snippet; some do, and some do not."""
+    new = {int(token) - extension.num_base for row in snippets for token in row if token >= extension.num_base}
+    assert 0 < len(new) < extension.num_tokens - extension.num_base
+    return sorted(new)
 
 
 @pytest.fixture
@@ -45,8 +51,9 @@ def first_rows(model: FrozenModel, extension: Extension, **learn: bool) -> NewRo
     )
 
 
-def as_read(rows: list[np.ndarray]) -> Snippets:
-    return Snippets(rows, np.zeros(len(rows), dtype=np.int64), np.zeros(NUM_NEW, dtype=np.int64), len(rows))
+def as_read(rows: list[np.ndarray], extension: Extension) -> Snippets:
+    num_new = extension.num_tokens - extension.num_base
+    return Snippets(rows, np.zeros(len(rows), dtype=np.int64), np.zeros(num_new, dtype=np.int64), len(rows))
 
 
 PLAN = Plan(steps=30, seconds=None, batch_size=4, lr=0.05, layer=None, seed=0)
@@ -116,7 +123,7 @@ def test_gradients_are_those_of_a_model_with_longer_matrices(
     (which, inputs), (met, outputs) = caught
     assert distance == pytest.approx(float((error / torch.stack(wanted).var(correction=0)).detach()), rel=1e-4)
     assert loss == pytest.approx(float(entropy.detach()), rel=1e-5)
-    assert which.tolist() == met.tolist() == [0, 1, 2]
+    assert which.tolist() == met.tolist() == rows_met(snippets, extension)
     assert torch.allclose(inputs, expected_inputs[extension.num_base :][which], atol=1e-6, rtol=1e-4)
     assert torch.allclose(outputs, expected_outputs[extension.num_base :][met], atol=1e-6, rtol=1e-4)
     assert inputs.abs().max() > 1e-4
@@ -136,15 +143,17 @@ def test_states_come_closer_and_nothing_else_moves(
     rows = first_rows(model, extension)
     start = rows.inputs.clone(), rows.outputs.clone()
     plan = Plan(**{**vars(PLAN), "layer": layer})
-    reports = list(Distillation(model, extension.num_base, rows, plan).run(as_read(snippets), OldTokens(extension), 1))
+    reports = list(
+        Distillation(model, extension.num_base, rows, plan).run(as_read(snippets, extension), OldTokens(extension), 1)
+    )
     assert [report.step for report in reports] == list(range(1, 31))
     distances, losses = [r.distance or 0.0 for r in reports], [r.loss or 0.0 for r in reports]
     assert sum(distances[-5:]) < 0.9 * sum(distances[:5])
     assert sum(losses[-5:]) < sum(losses[:5])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model._model.state_dict().items())
     for now, then in zip((rows.inputs, rows.outputs), start, strict=True):
-        moved = (now != then).any(1).tolist()
-        assert moved == [True, True, True, False, False, False]  # what no text holds keeps its row, bit for bit
+        # what no text holds keeps its row, bit for bit
+        assert (now != then).any(1).nonzero()[:, 0].tolist() == rows_met(snippets, extension)
         assert now.dtype == torch.float32
 
 
@@ -156,7 +165,9 @@ def test_what_is_not_to_learn_stays(
         rows = first_rows(model, extension, **{learn: False})
         start = rows.inputs.clone(), rows.outputs.clone()
         reports = list(
-            Distillation(model, extension.num_base, rows, PLAN).run(as_read(snippets), OldTokens(extension), 1)
+            Distillation(model, extension.num_base, rows, PLAN).run(
+                as_read(snippets, extension), OldTokens(extension), 1
+            )
         )
         still = [torch.equal(rows.inputs, start[0]), torch.equal(rows.outputs, start[1])]
         assert still == ([True, False] if learn == "learn_inputs" else [False, True])
@@ -175,7 +186,9 @@ def test_steps_and_time_end_it(
     monkeypatch.setattr(distilling.time, "monotonic", lambda: float(next(clock)))
     plan = Plan(**{**vars(PLAN), "seconds": 10.0, "steps": 500})
     rows = first_rows(model, extension)
-    reports = list(Distillation(model, extension.num_base, rows, plan).run(as_read(snippets), OldTokens(extension), 1))
+    reports = list(
+        Distillation(model, extension.num_base, rows, plan).run(as_read(snippets, extension), OldTokens(extension), 1)
+    )
     assert [report.share for report in reports] == [i / 10 for i in range(1, 10)]
 
 
