@@ -15,7 +15,7 @@ from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("tokenizer_parity", "expand_tokenizer", "init_model", "corpus_recount", "real_road")
+SCRIPTS = ("tokenizer_parity", "expand_tokenizer", "init_model", "corpus_recount", "real_road", "mine_pieces")
 
 
 @dataclass(frozen=True)
