@@ -15,7 +15,15 @@ from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = ("tokenizer_parity", "expand_tokenizer", "expand_byte_level", "init_model", "corpus_recount", "real_road")
+SCRIPTS = (
+    "tokenizer_parity",
+    "expand_tokenizer",
+    "expand_byte_level",
+    "mine_pieces",
+    "init_model",
+    "corpus_recount",
+    "real_road",
+)
 
 
 @dataclass(frozen=True)
