@@ -121,8 +121,9 @@ def _sources(
     for number, method in enumerate(methods):
         if method == "random":
             made.append(drawn(len(cuts), settings.seed + number))
-        else:  # what is distilled begins where that measured best: at weighted inputs and mean outputs
-            made.append(averages(cuts, telling=method == "weighted" or (method == "distilled" and number == 0)))
+        else:  # what is distilled begins where that measured best: at weighted inputs, if those are not outputs too
+            begins_weighted = method == "distilled" and number == 0 and not names.tied
+            made.append(averages(cuts, telling=method == "weighted" or begins_weighted))
     said: list[str] = []
     if "distilled" in methods and len(cuts):
         start = Start(
