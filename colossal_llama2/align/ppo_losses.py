@@ -159,8 +159,8 @@ class PolicyClip(NamedTuple):
 
     Attributes:
         low: epsilon below one (both ancestors: 0.2).
-        high: epsilon above one, the same as `low` if None (DAPO's clip-higher, arXiv 2503.14476, eq. 10: 0.28).
-        dual: c > 1, bounds the loss of a token of negative advantage at -c A (Ye et al., arXiv 1912.09729, eq. 5);
+        high: epsilon above one, the same as `low` if None (clip-higher of DAPO, arXiv 2503.14476, section 3.1: 0.28).
+        dual: c > 1, bounds the loss of a token of negative advantage at -c A (Ye et al., arXiv 1912.09729);
             None for no bound.
     """
 
