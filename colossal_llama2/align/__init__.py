@@ -1,0 +1,1 @@
+"""Alignment: preference, reward and policy; losses as pure functions."""
