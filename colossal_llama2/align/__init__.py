@@ -1,1 +1,1 @@
-"""Alignment: preference, reward and policy; losses as pure functions."""
+"""Room 6, alignment: supervised answers, reward models, PPO with a pretraining loss, and the direct methods."""
