@@ -16,8 +16,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from colossal_llama2.align import ppo_losses
+from colossal_llama2.align.kl_estimates import KlEstimator, kl_estimates
 from colossal_llama2.align.log_probs import answer_weights
-from colossal_llama2.align.ppo_losses import KlEstimator
 from colossal_llama2.align.rollouts import Answer, Ints
 from colossal_llama2.dataset.batches import Batch, collate
 from colossal_llama2.dataset.order import seeded_permutation
@@ -127,13 +127,15 @@ def shape(judged: Sequence[Judged], scores: torch.Tensor, kl_coef: float, shapin
     )
     lengths = torch.tensor([len(one.answer.ids) for one in judged])
     mask = torch.arange(log_probs.shape[1])[None] < lengths[:, None]
-    kl = ppo_losses.kl_estimates(log_probs, reference, shaping.kl_estimator)
+    kl = kl_estimates(log_probs, reference, shaping.kl_estimator)
     rewards = ppo_losses.shaped_rewards(scores, kl, mask, kl_coef)
     advantages, returns = ppo_losses.gae(rewards, values, mask, shaping.gamma, shaping.lam)
     if shaping.whiten:
         advantages = ppo_losses.whiten(advantages, mask, ppo_losses.masked_moments(advantages, mask))
-    ragged = ([row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
-              for padded in (kl, rewards, advantages, returns))
+    ragged = (
+        [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
+        for padded in (kl, rewards, advantages, returns)
+    )
     return Experience(judged, scores, *ragged)
 
 

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from colossal_llama2.align.sampling import draw, uniform_numbers
 from colossal_llama2.engine import ranks

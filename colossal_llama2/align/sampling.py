@@ -23,9 +23,7 @@ def uniform_numbers(count: int, *keys: int) -> npt.NDArray[np.float64]:
     return (bits >> np.uint64(12)).astype(np.float64) * 2.0**-52
 
 
-def draw(
-    logits: torch.Tensor, uniforms: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw a token a row from softmax(logits / temperature) by inverting its cumulative distribution.
 
     One number decides a token: rows that share a batch, or ranks that divide the prompts, do not change what is drawn.

@@ -125,7 +125,9 @@ class PromptSet:
 
 def _longest(table: Any) -> int:
     """Return the tokens of the longest prompt."""
-    return max((int(chunk.value_lengths().to_numpy().max(initial=0)) for chunk in table.column("prompt_ids").chunks), default=0)
+    return max(
+        (int(chunk.value_lengths().to_numpy().max(initial=0)) for chunk in table.column("prompt_ids").chunks), default=0
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -136,7 +138,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         _ = manifest["tokenizer"]["fingerprint"], manifest["buckets"]
     except FileNotFoundError:
         raise InputError(
-            f"not a prepared set (no {MANIFEST})", path=folder, remedy="name the output of prepare_dataset --type prompt"
+            f"not a prepared set (no {MANIFEST})",
+            path=folder,
+            remedy="name the output of prepare_dataset --type prompt",
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

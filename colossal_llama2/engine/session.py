@@ -208,7 +208,7 @@ class Session:
         return partial(cross_entropies, first_row=first_row, group=group)
 
     def _divided_head(self) -> Any:
-        """Return the output head where its rows are divided over ranks; None elsewhere, and on other pipeline stages."""
+        """Return the output head where its rows are divided over ranks, else None; so on other pipeline stages."""
         model: Any = boosted_module(self.model)
         head = model.get_output_embeddings() if self.settings.tp > 1 else None
         return head if hasattr(head, "new_num_embeddings") else None

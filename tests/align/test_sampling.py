@@ -33,9 +33,7 @@ def test_tokens_that_do_not_exist_are_never_drawn() -> None:
 def test_draws_follow_the_tempered_distribution() -> None:
     torch.manual_seed(0)
     logits, temperature, count = torch.randn(8), 0.7, 20_000
-    tokens, log_probs = draw(
-        logits.expand(count, 8), torch.from_numpy(uniform_numbers(count, 1)), temperature
-    )
+    tokens, log_probs = draw(logits.expand(count, 8), torch.from_numpy(uniform_numbers(count, 1)), temperature)
     expected = torch.softmax(logits / temperature, dim=-1)
     shares = torch.bincount(tokens, minlength=8) / count
     assert np.abs((shares - expected).numpy()).max() < 0.01
