@@ -88,7 +88,7 @@ def test_a_resumed_watch_goes_on_as_if_nothing_had_happened() -> None:
     whole, broken = TroubleWatch(), TroubleWatch()
     assert START < 5 < WINDOW
     for i in range(2 * WINDOW):
-        figures = {**CALM, "kl_per_token": 0.1 * i}
+        figures = {**CALM, "kl_per_token": 0.02 * 1.3**i}
         if i == 5:
             state = json.loads(json.dumps(broken.as_state()))
             broken = TroubleWatch()
