@@ -63,18 +63,25 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     return EmbeddingNames(input_name, output_name, bias_name, frozenset(spelled if tied else ()))
 
 
-def build_without_memory(model_dir: Path) -> Any:
+def build_without_memory(model_dir: Path, scores: bool = False) -> Any:
     """Build a causal language model from its configuration on torch's meta device: every shape, not a single weight.
+
+    Args:
+        model_dir: its folder.
+        scores: give it a head that scores in the place of the one that predicts tokens.
 
     Raises:
         InputError: the folder has no configuration of a causal language model that transformers knows.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     try:
         config = AutoConfig.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            if scores:
+                config.num_labels = 1
+            kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+            model = kind.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
