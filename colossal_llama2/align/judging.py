@@ -19,7 +19,7 @@ from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.dataset.parts import IGNORED
 from colossal_llama2.dataset.prompt_set import PromptRow
 from colossal_llama2.engine.session import CrossEntropies, Session
-from colossal_llama2.train.loop import PRETRAINING
+from colossal_llama2.train.stage import model_inputs
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Judge:
     ) -> list[Floats]:
         said: list[Floats] = []
         for batch in micro_batches:
-            logits = forward(**PRETRAINING.inputs(batch)).logits
+            logits = forward(**model_inputs(batch)).logits
             labels = batch.labels.to(logits.device)
             log_probs = token_log_probs(logits, labels, cross_entropies, self.temperature).log_probs
             said += _of_answers(log_probs, batch)
         return said
 
     def _values(self, forward: Forward, batch: Batch) -> torch.Tensor:
-        values = values_of(forward(**PRETRAINING.inputs(batch))).reshape(-1)
+        values = values_of(forward(**model_inputs(batch))).reshape(-1)
         # the state in which a token is chosen ends with the token before it
         return values[learned_positions(batch.labels).to(values.device) - 1]
 
@@ -93,7 +93,7 @@ class Judge:
             return [0.0] * sum(len(batch.document_lengths) for batch in micro_batches)
         with self.reward_model.ready() as forward:
             for batch in micro_batches:
-                values = values_of(forward(**PRETRAINING.inputs(batch))).reshape(-1)
+                values = values_of(forward(**model_inputs(batch))).reshape(-1)
                 lasts = np.cumsum(batch.document_lengths) - 1
                 scores += values[torch.from_numpy(lasts).to(values.device)].tolist()
         return scores

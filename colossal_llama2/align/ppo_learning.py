@@ -17,7 +17,7 @@ from colossal_llama2.align.pretraining_rows import PretrainingRows
 from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.session import CrossEntropies, Objective, Session, StepOutcome
-from colossal_llama2.train.loop import PRETRAINING
+from colossal_llama2.train.stage import model_inputs, token_loss_sum
 from colossal_llama2.train.stopping import NonFiniteError
 
 _SUMS = ("policy_loss", "clip_share", "policy_kl", "ratio", "value_loss", "value_clip_share", "value_error", "ptx_loss")
@@ -155,7 +155,7 @@ class Learner:
         def loss_sum(output: Any, batch: PpoBatch | Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
             if isinstance(batch, Batch):
                 share = 1.0 / max(ptx_total, 1.0)
-                loss = PRETRAINING.loss_sum(output, batch, cross_entropies)
+                loss = token_loss_sum(output, batch, cross_entropies)
                 tally.add(share, ptx_loss=loss)
                 return loss * (of_ptx * share)
             labels = batch.rows.labels.to(output.logits.device)
@@ -190,7 +190,7 @@ class Learner:
 
 
 def _inputs(batch: PpoBatch | Batch) -> dict[str, Any]:
-    return PRETRAINING.inputs(batch.rows if isinstance(batch, PpoBatch) else batch)
+    return model_inputs(batch.rows if isinstance(batch, PpoBatch) else batch)
 
 
 def _counted(outcome: StepOutcome, tally: Tally, who: str) -> float:
