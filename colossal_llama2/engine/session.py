@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -49,6 +50,19 @@ class Objective(Generic[BatchType]):
     loss_sum: Callable[[Any, BatchType, CrossEntropies], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Companion:
+    """A session whose state lies in another one's checkpoints: PPO's critic in the policy's.
+
+    Attributes:
+        session: the boosted model.
+        model_files_dir: model folder whose configuration and tokenizer go beside its weights.
+    """
+
+    session: Session
+    model_files_dir: Path
+
+
 class Session:
     """A model and its optimizer, boosted.
 
@@ -76,6 +90,7 @@ class Session:
         from colossal_llama2.engine.adam import FusedAdamW
 
         self.settings = settings
+        self.companions: dict[str, Companion] = {}  # by their folder's name in a checkpoint
         self.adapter: Adapter | None = None  # set on a LoRA run, whose checkpoints then hold the adapter alone
         self.mesh = settings.mesh(ranks.rank(), ranks.world_size())
         if settings.plugin == "3d":
