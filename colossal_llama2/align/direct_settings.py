@@ -136,7 +136,7 @@ def refuse_out_of_range(numbers: dict[str, float], above_zero: bool) -> None:
 
 
 def check_undivided(settings: StageSettings, stage: str) -> None:
-    """Refuse divisions that whole answers do not go through, and reports on losses of tokens.
+    """Refuse divisions that whole sequences do not go through, and what watches a loss of next tokens.
 
     Raises:
         InputError: naming the flag.
@@ -148,8 +148,11 @@ def check_undivided(settings: StageSettings, stage: str) -> None:
                 f"--{name} {degree}: --stage {stage} needs whole sequences and all layers on a rank",
                 remedy=f"leave --{name} at 1; --tp divides matrices, zero2 and gemini memory",
             )
-    if settings.output.new_rows_interval:
-        raise InputError(
-            f"--new_rows_interval reports on a loss of next tokens, which --stage {stage} has not",
-            remedy="leave it out",
-        )
+    for flag, given in (
+        ("--new_rows_interval", settings.output.new_rows_interval),
+        ("--stop_when_flat", settings.model.stop_when_flat),
+    ):
+        if given:
+            raise InputError(
+                f"{flag} watches the loss of next tokens, which --stage {stage} has not", remedy="leave it out"
+            )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from colossal_llama2 import cli
-from colossal_llama2.align import direct, direct_settings, kto, reward, sft
+from colossal_llama2.align import direct, direct_settings, distill, kto, reward, sft
 from colossal_llama2.train import pretrain
 from colossal_llama2.train.settings import TrainSettings
 
@@ -20,6 +20,7 @@ STAGES: Final[dict[str, _Entry]] = {
     "simpo": (direct_settings.SimpoSettings, direct.simpo, "compared answers, by the mean over their tokens"),
     "orpo": (direct_settings.OrpoSettings, direct.orpo, "compared answers, learning the better ones as well"),
     "kto": (direct_settings.KtoSettings, kto.main, "answers that are good or bad each by itself"),
+    "distill": (distill.DistillSettings, distill.main, "what a larger model of the same vocabulary finds likely"),
 }
 
 

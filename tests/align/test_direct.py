@@ -189,3 +189,14 @@ def test_the_losses_are_those_of_plain_training(
     last = run.metrics[-1]
     assert 0 <= last["accuracy"] <= 1
     assert {"eval_loss", "eval_accuracy", "eval_margin"} <= last.keys()
+
+
+def test_kto_learns_from_single_answers(align_on: Callable[..., Any], labelled_dir: Path, tmp_path: Path) -> None:
+    flags = [*PRECISE, "--max_steps", 3, "--lr", 1e-3, "--micro_batch_size", 4]
+    run = align_on(1, "kto", labelled_dir, tmp_path, *flags)
+    assert run.code == 0, run.output
+    first = run.metrics[0]
+    # the policy is the reference before the first step, at the reference point
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert (first["margin"], first["reference_point"]) == pytest.approx((0.0, 0.0), abs=1e-5)
+    assert run.metrics[-1]["margin"] != pytest.approx(0.0, abs=1e-5)
