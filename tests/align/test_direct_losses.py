@@ -220,11 +220,12 @@ def test_pairs_are_picked_out_of_sequences_and_their_sums_hold_the_accuracy() ->
     assert empty.chosen.tolist() == [0.0]
     found = simpo(pairs, 1.0, 0.0)
     sums = sum_pairs(*found)
-    assert [float(sums.correct), float(sums.margin), float(sums.weight)] == pytest.approx([2 - 0, 1.5, 2.0])
+    assert [float(sums.correct), float(sums.margin), float(sums.weight)] == pytest.approx([2.0, 1.5, 2.0])
 
 
 def test_half_types_are_computed_in_fp32() -> None:
-    policy = Pairs(*(torch.randn(3).bfloat16() - 3 for _ in range(2)), torch.ones(3), torch.ones(3))
+    lengths = torch.ones(3)
+    policy = Pairs(torch.randn(3).bfloat16() - 3, torch.randn(3).bfloat16() - 3, lengths, lengths)
     desirable = torch.tensor([True, False, True])
     assert dpo(policy, policy, 0.1).losses.dtype == torch.float32
     assert simpo(policy, 2.0, 0.5).losses.dtype == torch.float32
