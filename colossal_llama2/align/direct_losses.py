@@ -209,7 +209,8 @@ def kto(
     """
     log_ratio = at_least_fp32(policy) - at_least_fp32(reference.detach())
     above = log_ratio - reference_point.detach()
-    side = torch.where(desirable, 1.0, -1.0)
+    good = desirable.to(above)
+    side, weight = 2.0 * good - 1.0, weights[0] * good + weights[1] * (1.0 - good)
     # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits
-    losses = torch.where(desirable, *weights) * torch.sigmoid(-beta * side * above)
+    losses = weight * torch.sigmoid(-beta * side * above)
     return KtoLosses(losses, beta * log_ratio.detach(), (side * above > 0).detach())
