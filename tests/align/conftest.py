@@ -17,7 +17,7 @@ from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.pretrained import load_for_training
 
-_WORDS = "the quick brown fox jumps over a lazy dog today weather language".split()
+_WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "today", "weather", "language"]
 
 
 def _said(draw: random.Random, most: int) -> str:
