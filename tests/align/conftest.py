@@ -107,3 +107,12 @@ def boosted(one_rank: None, tiny_model_dir: Path) -> Callable[..., Session]:
         return Session(PluginSettings(plugin, precision), model, groups, AdamSettings(lr=1e-3), lambda step: 1.0)
 
     return boost
+
+
+@pytest.fixture(scope="session")
+def plain_align_flags(parity_reference: Any) -> list[object]:
+    """Give the flags under which a stage does what the reference in plain PyTorch does, in steps of four rows."""
+    plain = parity_reference
+    numbers = {"lr": plain.LR, "warmup_steps": plain.WARMUP, "adam_eps": plain.EPS, "seed": plain.SEED}
+    steps = ["--max_steps", plain.PlainSteps().steps]
+    return [*steps, *(part for name, value in numbers.items() for part in (f"--{name}", value))]
