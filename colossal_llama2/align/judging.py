@@ -19,6 +19,7 @@ from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.dataset.parts import IGNORED
 from colossal_llama2.dataset.prompt_set import PromptRow
 from colossal_llama2.engine.session import CrossEntropies, Session
+from colossal_llama2.model.scalar_head import scores
 from colossal_llama2.train.stage import model_inputs
 
 
@@ -83,20 +84,20 @@ class Judge:
         return said
 
     def _values(self, forward: Forward, batch: Batch) -> torch.Tensor:
-        values = values_of(forward(**model_inputs(batch))).reshape(-1)
+        values = forward(**model_inputs(batch)).values.reshape(-1)
         # the state in which a token is chosen ends with the token before it
         return values[learned_positions(batch.labels).to(values.device) - 1]
 
     def _model_scores(self, micro_batches: Sequence[Batch]) -> list[float]:
-        scores: list[float] = []
+        found: list[float] = []
         if self.reward_model is None:
             return [0.0] * sum(len(batch.document_lengths) for batch in micro_batches)
         with self.reward_model.ready() as forward:
             for batch in micro_batches:
-                values = values_of(forward(**model_inputs(batch))).reshape(-1)
-                lasts = np.cumsum(batch.document_lengths) - 1
-                scores += values[torch.from_numpy(lasts).to(values.device)].tolist()
-        return scores
+                said = forward(**model_inputs(batch)).values
+                ends = torch.from_numpy(np.cumsum(batch.document_lengths) - 1)
+                found += scores(said, ends).tolist()
+        return found
 
     def _function_scores(self, prompts: Sequence[PromptRow], answers: Sequence[Answer]) -> list[float]:
         if self.reward_function is None:
@@ -113,11 +114,6 @@ def text_of(tokenizer: Any, answer: Answer) -> str:
     """Return an answer as a text, without its end token."""
     ids = answer.ids[: len(answer.ids) - answer.ended].tolist()
     return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def values_of(output: Any) -> torch.Tensor:
-    """Take the values [B, S] out of what a model with a scalar head returned, in fp32."""
-    return output.logits[..., 0].float()
 
 
 @contextmanager

@@ -196,8 +196,7 @@ def advantage(run: PpoRun, judged: Sequence[Judged]) -> Experience:
         scores = state.scores.normalise(scores)
     ended = torch.tensor([one.answer.ended for one in judged])
     paid = ppo_losses.final_scores(scores, ended, payment.missing_end_penalty, payment.clip)
-    experience = shape(judged, paid, state.kl_control.coef, run.shaping)
-    return experience
+    return shape(judged, paid, state.kl_control.coef, run.shaping)
 
 
 def optimise(run: PpoRun, experience: Experience, position: Position) -> Tally:
@@ -249,9 +248,7 @@ def _advance(run: PpoRun, position: Position, experience: Experience) -> Positio
     )
 
 
-def _watch_and_log(
-    run: PpoRun, position: Position, experience: Experience, tally: Tally, clock: _Clock
-) -> list[str]:
+def _watch_and_log(run: PpoRun, position: Position, experience: Experience, tally: Tally, clock: _Clock) -> list[str]:
     """Take a rollout's figures down; return the trouble that begins with it. The same on every rank."""
     seconds = clock.total
     figures = figures_of(experience, run.state.kl_control.coef)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from colossal_llama2.align.experience import Experience, PpoBatch, minibatches, share_of_rank, take, total_weight
-from colossal_llama2.align.judging import values_of
 from colossal_llama2.align.log_probs import learned_positions, token_log_probs
 from colossal_llama2.align.ppo_losses import PolicyClip, policy_loss, ptx_weights, value_loss
 from colossal_llama2.align.pretraining_rows import PretrainingRows
@@ -138,7 +137,8 @@ class Learner:
         rows = [] if self.pretraining is None else self.pretraining.next_rows()
         ptx_total = ranks.sum_over_ranks(sum(row.num_learned for row in rows) * self.actor.mesh.speaks_for_rows)[0]
         objective = self._actor_objective(total, ptx_total, tally)
-        self.actor.learn([*batches, *rows], objective, self.actor.mesh.data_size)
+        both: list[PpoBatch | Batch] = [*batches, *rows]
+        self.actor.learn(both, objective, self.actor.mesh.data_size)
         tally.actor_grad_norm += _counted(self.actor.step(), tally, "the policy")
 
     def _micro_batches(self, experience: Experience, numbers: Sequence[int]) -> Iterator[PpoBatch]:
@@ -177,7 +177,7 @@ class Learner:
 
     def _critic_objective(self, total: float, tally: Tally) -> Objective[PpoBatch]:
         def loss_sum(output: Any, batch: PpoBatch, cross_entropies: CrossEntropies) -> torch.Tensor:
-            values = values_of(output).reshape(-1)
+            values = output.values.reshape(-1)
             before = (learned_positions(batch.rows.labels) - 1).to(values.device)
             old, returns, weights = (
                 tensor.to(values.device) for tensor in (batch.old_values, batch.returns, batch.weights)

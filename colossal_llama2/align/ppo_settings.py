@@ -20,8 +20,8 @@ class RewardOptions:
     reward_model: Path | None = None
     """Folder of a model with a scalar head, from --stage reward: scores each answer at its last token."""
     reward_function: str = ""
-    """Python function module:name or path/to/file.py:name, called with the lists prompts, answers and records; returns a
-    number an answer. It runs as your own code does, with everything you may do."""
+    """Python function module:name or path/to/file.py:name, called with the lists prompts, answers and records; returns
+    a number an answer. It runs as your own code does, with everything you may do."""
     reward_model_weight: float = 1.0
     """What the model's score is multiplied by before it is added to the function's."""
     reward_function_weight: float = 1.0
@@ -56,7 +56,8 @@ class PpoOptions:
     """The numbers of PPO."""
 
     critic: Path | None = None
-    """Folder of a model with a scalar head that the critic starts from (default: --reward_model)."""
+    """Folder of a model with a scalar head that the critic starts from, or of a language model that gets one (default:
+    --reward_model, else --pretrained)."""
     critic_lr: float | None = None
     """The critic's peak learning rate (default: --lr)."""
     critic_warmup: int = 0
@@ -133,9 +134,7 @@ class PpoSettings(StageSettings):
     @property
     def critic_dir(self) -> Path:
         """Folder that the critic starts from."""
-        folder = self.ppo.critic or self.reward.reward_model
-        assert folder is not None, "checked"
-        return folder
+        return self.ppo.critic or self.reward.reward_model or self.model.pretrained
 
 
 def check_ppo(settings: PpoSettings) -> None:
@@ -145,14 +144,9 @@ def check_ppo(settings: PpoSettings) -> None:
         InputError: naming the flag.
     """
     _check_numbers(settings)
-    reward, ppo, plugin = settings.reward, settings.ppo, settings.parallel
+    reward, plugin = settings.reward, settings.parallel
     if reward.reward_model is None and not reward.reward_function:
         raise InputError("nothing pays for answers", remedy="pass --reward_model DIR or --reward_function module:name")
-    if ppo.critic is None and reward.reward_model is None:
-        raise InputError(
-            "there is nothing that the critic could start from",
-            remedy="pass --critic DIR: a model with a scalar head, from --stage reward, or --pretrained's own folder",
-        )
     if plugin.plugin == "gemini_auto":
         raise InputError(
             "--plugin gemini_auto cannot run a model before its first training step, and PPO begins with a rollout",

@@ -196,8 +196,8 @@ class _RowsUnderWay:
             input_ids[row, width - len(prompt.ids) :] = prompt.ids
             mask[row, width - len(prompt.ids) :] = 1
         uniforms = np.stack([uniform_numbers(sampling.max_new_tokens, *prompt.keys) for prompt in prompts])
-        on_device = [torch.from_numpy(array).to(ranks.device()) for array in (input_ids, mask, uniforms)]
-        return cls(sampling, *on_device, [[] for _ in prompts], [[] for _ in prompts])
+        ids, ones, numbers = (torch.from_numpy(array).to(ranks.device()) for array in (input_ids, mask, uniforms))
+        return cls(sampling, ids, ones, numbers, [[] for _ in prompts], [[] for _ in prompts])
 
     def write(self, forward: Callable[..., tuple[torch.Tensor, Any]]) -> list[Answer]:
         """Draw until every row has ended."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from colossal_llama2 import cli
-from colossal_llama2.align import direct, direct_settings, distill, kto, reward, sft
+from colossal_llama2.align import direct, direct_settings, distill, kto, ppo_settings, ppo_stage, reward, sft
 from colossal_llama2.train import pretrain
 from colossal_llama2.train.settings import TrainSettings
 
@@ -21,6 +21,7 @@ STAGES: Final[dict[str, _Entry]] = {
     "orpo": (direct_settings.OrpoSettings, direct.orpo, "compared answers, learning the better ones as well"),
     "kto": (direct_settings.KtoSettings, kto.main, "answers that are good or bad each by itself"),
     "distill": (distill.DistillSettings, distill.main, "what a larger model of the same vocabulary finds likely"),
+    "ppo": (ppo_settings.PpoSettings, ppo_stage.main, "learning from rewards, with a loss on pretraining rows beside"),
 }
 
 

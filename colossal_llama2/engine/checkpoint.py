@@ -73,8 +73,8 @@ def begin_checkpoint(
     write = partial(_complete_model_folder, model_files_dir=model_files_dir, changed_files=changed_files)
     _save_session(session, save, save.work, write)
     for folder, companion in session.companions.items():
-        files_dir = companion.model_files_dir
-        write = partial(_complete_model_folder, model_files_dir=files_dir, changed_files=_NOTHING)
+        theirs, changed = companion.model_files_dir, companion.changed_files
+        write = partial(_complete_model_folder, model_files_dir=theirs, changed_files=changed)
         _save_session(companion.session, save, save.work / folder, write)
     states = [_random_file(save.work, rank) for rank in range(ranks.world_size())]
     save.writing.add(partial(write_weights, states[ranks.rank()], _random_states()))

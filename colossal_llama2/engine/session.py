@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -57,10 +57,12 @@ class Companion:
     Attributes:
         session: the boosted model.
         model_files_dir: model folder whose configuration and tokenizer go beside its weights.
+        changed_files: texts of small files that go there in the place of the folder's own.
     """
 
     session: Session
     model_files_dir: Path
+    changed_files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Session:
