@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import describe_machine
-from tiny_inputs import WORDS, make_tiny_inputs
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import describe_machine
+from benchmarks.tiny_inputs import WORDS, make_tiny_inputs
 from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings

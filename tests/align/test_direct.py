@@ -101,7 +101,7 @@ class Plain:
             theirs, ids, labels = divide(other)
             if theirs != prompt and len(prompt) + len(ids) <= 64:
                 whole = torch.tensor(prompt + ids).int().numpy()
-                return Row(whole, torch.tensor([-100] * len(prompt) + labels).int().numpy(), torch.tensor([len(whole)]))
+                return Row(whole, torch.tensor([-100] * len(prompt) + labels).int().numpy(), whole[:1] * 0 + len(whole))
         raise AssertionError("every prompt of the set is the same")
 
 
