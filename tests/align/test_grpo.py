@@ -152,20 +152,39 @@ def told(run: Any) -> list[dict[str, Any]]:
     ]
 
 
+def test_a_run_begins_as_its_reference_and_has_no_critic(grpo_on: Callable[..., Any], tmp_path: Path) -> None:
+    run = grpo_on(1, tmp_path / "run", "--lr", 1e-3, "--max_steps", 2, "--plugin", "ddp", "--save_interval", 1)
+    lines = told(run)
+    assert [line["step"] for line in lines] == [1, 2]
+    assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-4)
+    assert lines[1]["kl"] != 0.0
+    assert not {"value_loss", "value_error", "explained_variance"} & lines[0].keys()
+    assert lines[0]["sampling_gap"] < 1e-5
+    (checkpoint,) = (tmp_path / "run").glob("epoch-*_step-1")
+    assert not (checkpoint / "critic").exists()
+    assert (tmp_path / "run" / "modeling" / "model.safetensors").is_file()
+    other = grpo_on(
+        1, tmp_path / "other", "--max_steps", 2, "--plugin", "ddp", "--load_checkpoint", checkpoint, "--group_size", 8
+    )
+    assert other.code == 2
+    assert "--group_size 4" in other.output
+
+
+@pytest.mark.long
 def test_the_reward_rises_and_a_resume_goes_on_as_if_nothing_had_been(
     grpo_on: Callable[..., Any], tmp_path: Path
 ) -> None:
-    flags = ["--lr", 5e-3, "--max_steps", 9, "--plugin", "ddp", "--rollout_batch", 8, "--group_size", 8]
+    flags = ["--lr", 1e-2, "--max_steps", 6, "--plugin", "ddp", "--rollout_batch", 8, "--group_size", 8]
     whole = grpo_on(1, tmp_path / "whole", *flags, "--save_interval", 4)
     lines = told(whole)
-    assert lines[0]["kl"] == pytest.approx(0.0, abs=1e-4)
-    assert not {"value_loss", "value_error", "explained_variance"} & lines[0].keys()
     rewards = [line["reward"] for line in lines]
-    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.1, rewards
+    assert sum(rewards[-2:]) > sum(rewards[:2]) + 0.05, rewards
     (checkpoint,) = (tmp_path / "whole").glob("epoch-*_step-4")
-    assert not (checkpoint / "critic").exists()
     resumed = grpo_on(1, tmp_path / "resumed", *flags, "--load_checkpoint", checkpoint)
-    assert told(resumed) == lines[4:] != []
+    again = told(resumed)
+    # two ways to the same number, whose rounding differs from process to process
+    assert max(line.pop("sampling_gap") for line in [*again, *lines]) < 1e-5
+    assert again == lines[4:] != []
 
 
 @pytest.mark.long
