@@ -95,6 +95,11 @@ def plain_losses(parity_reference: Any, tiny_model_dir: Path, sft_dir: Path, tea
             5e-2,
             marks=pytest.mark.long,
         ),
+        pytest.param(
+            ["--mixed_precision", "bf16", "--plugin", "gemini_auto", "--micro_batch_size", 2],
+            5e-2,
+            marks=pytest.mark.long,
+        ),
         pytest.param([*PRECISE, "--plugin", "ddp", "--micro_batch_size", 2], 2e-5, marks=pytest.mark.long),
         pytest.param(
             [*PRECISE, "--plugin", "3d", "--zero", 0, "--accumulation_steps", 2], 2e-5, marks=pytest.mark.long

@@ -84,3 +84,18 @@ def test_a_reference_that_is_gone_is_not_made_up(
     resumed = align_on(1, "dpo", preference_dir, tmp_path, *flags, "--load_checkpoint", "latest")
     assert resumed.code == 2
     assert "the model that it is of is trained further" in resumed.output
+
+
+@pytest.mark.long
+def test_gemini_auto_takes_what_gemini_kept(align_on: Callable[..., Any], preference_dir: Path, tmp_path: Path) -> None:
+    flags = [*FLAGS, "--mixed_precision", "bf16", "--reference_log_probs", tmp_path / "kept", "--plugin"]
+    refused = align_on(2, "dpo", preference_dir, tmp_path / "refused", *flags, "gemini_auto")
+    assert refused.code == 2
+    assert "cannot run a model before its first training step" in refused.output
+    gemini = align_on(2, "dpo", preference_dir, tmp_path / "gemini", *flags, "gemini")
+    assert gemini.code == 0, gemini.output
+    again = align_on(2, "dpo", preference_dir, tmp_path / "auto", *flags, "gemini_auto")
+    assert again.code == 0, again.output
+    assert [line["loss"] for line in again.metrics] == pytest.approx(
+        [line["loss"] for line in gemini.metrics], abs=1e-3
+    )
