@@ -2,10 +2,11 @@
 
     python benchmarks/reward_model.py [--pairs 1500] [--output FILE.json]
 
-Answers are random words among which some are liked and some are not; the answer with more liked words less disliked
-ones is the better one. How long an answer is was drawn apart from that, so a model that has learned the truth does not
-see it. A tiny Llama with random weights is trained by `train.py --stage reward`, one pair in ten held back by
-`prepare_dataset`. Exit code 1 when accuracy or correlation miss their bars.
+Answers are random words among which some are liked and some are not; the answer with more liked words is the better
+one. How long an answer is was drawn apart from that, so a model that has learned the truth does not see it. A tenth of
+the pairs is labelled the wrong way round, so nobody is right about all that are held back. A tiny Llama with random
+weights is trained by `train.py --stage reward`; `prepare_dataset` holds one pair in ten back. Exit code 1 when accuracy
+or correlation miss their bars.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe_machine
-from tiny_inputs import WORDS, make_tiny_inputs
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.machine import describe_machine
+from benchmarks.tiny_inputs import WORDS, make_tiny_inputs
 from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
@@ -47,7 +50,9 @@ class RewardModelSettings:
 
     pairs: int = 1500
     """Pairs, one in ten of them held back."""
-    steps: int = 250
+    mistaken: float = 0.1
+    """Share of the pairs, held back or not, that are labelled the wrong way round, as people do."""
+    steps: int = 150
     """Optimizer steps of 16 pairs."""
     seed: int = 0
     """Decides the pairs and the model's first weights."""
@@ -71,7 +76,7 @@ def main(settings: RewardModelSettings) -> int:
     passed = trained["accuracy"] >= LEAST_ACCURACY and abs(trained["correlation_with_length"]) <= MOST_CORRELATION
     result = {
         "machine": describe_machine(),
-        "settings": {"pairs": settings.pairs, "steps": settings.steps, "seed": settings.seed},
+        "settings": {name: getattr(settings, name) for name in ("pairs", "mistaken", "steps", "seed")},
         "bars": {"accuracy": LEAST_ACCURACY, "correlation_with_length": MOST_CORRELATION},
         "passed": passed,
         "held_back": trained,
@@ -89,6 +94,8 @@ def _prepare(work: Path, tokenizer_dir: Path, settings: RewardModelSettings) -> 
     with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
         for number in range(settings.pairs):
             better, worse = _pair(draw)
+            if draw.random() < settings.mistaken:
+                better, worse = worse, better
             prompt = f"{number} " + " ".join(draw.choices(PLAIN, k=4))
             file.write(json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n")
     prepare(

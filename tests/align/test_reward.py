@@ -39,8 +39,8 @@ def step_loss(model: Any, rows: list[Any]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="session")
-def plain_losses(parity_reference: Any, tiny_model_dir: Path, preference_dir: Path) -> list[float]:
-    """Give the losses of five steps of four prompts in plain PyTorch."""
+def plain_curve(parity_reference: Any, tiny_model_dir: Path, preference_dir: Path) -> list[tuple[float, float]]:
+    """Give loss and gradient norm of five steps of four prompts in plain PyTorch."""
     from transformers import LlamaForSequenceClassification
 
     model: Any = LlamaForSequenceClassification.from_pretrained(
@@ -50,8 +50,9 @@ def plain_losses(parity_reference: Any, tiny_model_dir: Path, preference_dir: Pa
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim == 1 or "embed" in n]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    curve = parity_reference.train_plainly(model, groups, preference_dir, parity_reference.PlainSteps(), step_loss)
-    return [loss for loss, _ in curve]
+    steps = parity_reference.PlainSteps()
+    found: list[tuple[float, float]] = parity_reference.train_plainly(model, groups, preference_dir, steps, step_loss)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -68,14 +69,16 @@ def test_the_losses_are_those_of_plain_training(
     preference_dir: Path,
     tmp_path: Path,
     plain_align_flags: list[object],
-    plain_losses: list[float],
+    plain_curve: list[tuple[float, float]],
     flags: list[object],
     tolerance: float,
 ) -> None:
     evaluated = ["--eval_interval", 3, "--eval_dataset", preference_dir / "holdout"]
     run = align_on(2, "reward", preference_dir, tmp_path / "out", *plain_align_flags, *flags, *evaluated)
     assert run.code == 0, run.output
-    assert [line["loss"] for line in run.metrics] == pytest.approx(plain_losses, abs=tolerance)
+    assert [line["loss"] for line in run.metrics] == pytest.approx([loss for loss, _ in plain_curve], abs=tolerance)
+    norms = [line["grad_norm"] for line in run.metrics]
+    assert norms == pytest.approx([norm for _, norm in plain_curve], rel=100 * tolerance / 2)
     saved = tmp_path / "out" / "modeling"
     config = json.loads((saved / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]

@@ -52,6 +52,8 @@ def test_the_losses_are_those_of_plain_training_and_the_template_goes_along(
     flags: list[object],
     tolerance: float,
 ) -> None:
+    from transformers import AutoTokenizer
+
     measured = ["--eval_interval", 2, "--eval_dataset", sft_dir / "holdout"]
     run = align_on(2, "sft", sft_dir, tmp_path / "out", *plain_align_flags, *flags, *measured)
     assert run.code == 0, run.output
@@ -60,7 +62,7 @@ def test_the_losses_are_those_of_plain_training_and_the_template_goes_along(
     assert "has another chat template" in run.output
     template = (sft_dir / "chat_template.jinja").read_text()
     saved = tmp_path / "out" / "modeling"
-    assert load_tokenizer(saved).chat_template == template
+    assert load_tokenizer(saved).chat_template == AutoTokenizer.from_pretrained(saved).chat_template == template
     assert json.loads((saved / "tokenizer_config.json").read_text())["chat_template"] == template
     assert load_tokenizer(tiny_model_dir).chat_template != template
     assert [line["step"] for line in run.metrics if "eval_loss" in line] == [2, 4, 5]
