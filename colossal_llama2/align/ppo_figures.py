@@ -24,8 +24,8 @@ def figures_of(experience: Experience, kl_coef: float) -> dict[str, float]:
     Returns:
         `kl`: mean over answers of the KL of a whole answer, in nats; `kl_per_token`; `entropy`: mean of -log p of the
         tokens drawn, an unbiased estimate, in nats a token; `reward`: mean of what answers are rewarded with,
-        `reward_std`, `reward_model` and `reward_function` as they scored, `reward_shaped` less the KL's cost; `length` in tokens;
-        `ended`: share with an end token; `value`, `return` means; `explained_variance`: of the returns, by the critic,
+        `reward_std`, `reward_model` and `reward_function` as they scored, `reward_shaped` less the KL's cost;
+        `length` in tokens; `ended`: share with an end token; `value`, `return` means; `explained_variance`: of the returns, by the critic,
         before it learned from them; `sampling_gap`: mean distance of the sampler's log-probabilities from those of the
         training pass, in nats a token.
     """
