@@ -22,12 +22,12 @@ def figures_of(experience: Experience, kl_coef: float) -> dict[str, float]:
         kl_coef: the KL's coefficient in its rewards.
 
     Returns:
-        `kl`: mean over answers of the KL of a whole answer, in nats; `kl_per_token`; `entropy`: mean of -log p of the
-        tokens drawn, an unbiased estimate, in nats a token; `reward`: mean of what answers are rewarded with,
-        `reward_std`, `reward_model` and `reward_function` as they scored, `reward_shaped` less the KL's cost; `length` in tokens;
-        `ended`: share with an end token; `value`, `return` means; `explained_variance`: of the returns, by the critic,
-        before it learned from them; `sampling_gap`: mean distance of the sampler's log-probabilities from those of the
-        training pass, in nats a token.
+        `reward`: mean of what answers are rewarded with, `reward_std`; `reward_model` and `reward_function`: means as
+        they scored; `reward_shaped`: less the KL's cost. `kl`: mean over answers of the KL of a whole answer, in nats;
+        `kl_per_token`; `kl_coef`. `entropy`: mean of -log p of the tokens drawn, an unbiased estimate, in nats a token.
+        `length` and `length_max`, in tokens; `ended`: share of answers with an end token. `value` and `return`: means;
+        `explained_variance`: of the returns, by the critic, before it learned from them. `sampling_gap`: mean distance
+        of the sampler's log-probabilities from those of the training pass, in nats a token.
     """
     judged = experience.judged
     lengths = torch.tensor([len(one.answer.ids) for one in judged], dtype=torch.float64)

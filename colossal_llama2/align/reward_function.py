@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -64,10 +65,11 @@ def call_reward_function(
 def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError("does not exist", path=path, remedy="write --reward_function path/to/file.py:name")
-    specification = importlib.util.spec_from_file_location(path.stem, path)
+    specification = importlib.util.spec_from_file_location(f"reward_function_{path.stem}", path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # dataclasses look themselves up there
     specification.loader.exec_module(module)
     return module
 

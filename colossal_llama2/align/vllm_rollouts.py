@@ -3,7 +3,8 @@
 Not run by the project's tests: it needs a GPU and vLLM, and is written against vLLM's documented interface (``LLM``,
 ``SamplingParams``, ``TokensPrompt``, ``collective_rpc("reload_weights")``). vLLM computes with kernels of its own, so
 its log-probabilities differ from those of training; PPO never learns from them: step 2 takes them anew, and
-`sampling_gap` says how far they are apart. Draws are vLLM's own, seeded by prompt, and not the same numbers as `rollouts` draws.
+`sampling_gap` says how far they are apart. Draws are vLLM's own, seeded by prompt, and
+not the same numbers as `rollouts` draws.
 """
 
 from __future__ import annotations
