@@ -1,4 +1,4 @@
-"""Do the direct methods learn what people prefer? And does a student come to say what its teacher says?
+"""Do the direct methods learn what people prefer?
 
     python benchmarks/direct_methods.py [--pairs 1000] [--output FILE.json]
 
@@ -6,9 +6,10 @@ Answers are random words, some liked and some not; the answer with more liked wo
 one, and how long it is was drawn apart from that. A tiny Llama with random weights is trained by `train.py --stage dpo`
 and its relatives, one pair in ten held back. Afterwards each finished model is loaded by transformers alone, and the
 held-back answers are run one at a time: the implicit reward is log(pi / reference) for DPO, IPO and KTO, the mean
-log-probability of a token for SimPO and ORPO. Exit code 1 when an accuracy misses its bar.
+log-probability of a token for SimPO and ORPO. GRPO starts from ORPO's model and is paid by the share of liked words
+less that of disliked ones; its reward must rise. Exit code 1 when a bar is missed.
 
-For each method also: wall and CPU seconds of training, all of it on one CPU rank, with the reference's share.
+For each method also: wall and CPU seconds of training, imports included, on one CPU rank, with the reference's share.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_dataset import main as prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-BAR = 0.9
 LIKED, DISLIKED, PLAIN = WORDS[:3], WORDS[3:6], WORDS[6:]
 SHORTEST, LONGEST, MARKED = 6, 24, 4
 METHODS: dict[str, dict[str, object]] = {
@@ -49,6 +49,26 @@ METHODS: dict[str, dict[str, object]] = {
     "kto": {"stage": "kto", "lr": 1e-3},
 }
 OF_REFERENCE = ("dpo", "ipo", "kto")
+# "good" and "bad" are said of an answer beside its rival: KTO sees many an answer called good here and bad there
+BARS = {"dpo": 0.9, "ipo": 0.9, "simpo": 0.9, "orpo": 0.9, "kto": 0.8}
+GRPO_FLAGS: dict[str, object] = {
+    "stage": "grpo",
+    "lr": 3e-3,
+    "rollout_batch": 8,
+    "group_size": 8,
+    "max_new_tokens": 12,
+    "micro_batch_size": 64,
+    "generation_batch": 64,
+    "grpo_minibatches": 2,
+    "max_steps": 40,
+}
+REWARD_FUNCTION = """
+LIKED, DISLIKED = {liked!r}, {disliked!r}
+
+def worth(prompts, answers, records):
+    found = [answer.split() for answer in answers]
+    return [sum((word in LIKED) - (word in DISLIKED) for word in words) / max(len(words), 1) for words in found]
+"""
 
 
 @dataclass(frozen=True)
@@ -81,17 +101,20 @@ def main(settings: DirectMethodsSettings) -> int:
             method: _measure(method, work, model_dir, set_dir, settings, before)
             for method in cli.comma_separated(settings.methods)
         }
-    passed = all(result["held_back_accuracy"] > BAR for result in results.values())
+        grpo = _measure_grpo(work, settings) if "orpo" in results else None
+    passed = all(result["held_back_accuracy"] > BARS[method] for method, result in results.items())
+    passed = passed and (grpo is None or grpo["reward_of_last_5"] > grpo["reward_of_first_5"] + 0.2)
     result = {
         "machine": describe_machine(),
         "settings": {"pairs": settings.pairs, "steps": settings.steps, "seed": settings.seed, "pairs_a_step": 16},
-        "bar": BAR,
+        "bars": BARS,
         "passed": passed,
         "accuracy_before": {
             "mean log-probability": _accuracy([[s / n for s, n in pair] for pair in before]),
             "held_back_pairs": len(before),
         },
         "methods": results,
+        "grpo": grpo,
     }
     settings.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps({name: found["held_back_accuracy"] for name, found in results.items()}, indent=1))
@@ -127,6 +150,46 @@ def _measure(
         "seconds": round(time.perf_counter() - began, 1),
         "seconds_of_steps": round(sum(line["seconds"] for line in logged), 1),
         "seconds_of_reference": [float(found) for found in re.findall(r"computed in ([\d.]+) s", output)],
+        "cpu_seconds": round(spent.ru_utime + spent.ru_stime - cpu.ru_utime - cpu.ru_stime, 1),
+    }
+
+
+def _measure_grpo(work: Path, settings: DirectMethodsSettings) -> dict[str, Any]:
+    prepare(
+        PrepareSetSettings(
+            type="prompt",
+            data_input_dirs=str(work / "pairs.jsonl"),
+            tokenizer_dir=work / "model",
+            data_arrow_output_dir=work / "prompts",
+            chat_template="llama2",
+            max_length=128,
+            num_workers=1,
+        )
+    )
+    (work / "paid.py").write_text(REWARD_FUNCTION.format(liked=LIKED, disliked=DISLIKED), encoding="utf-8")
+    cpu, save_dir = resource.getrusage(resource.RUSAGE_CHILDREN), work / "grpo"
+    flags = {
+        "pretrained": work / "orpo" / "modeling",
+        "dataset": work / "prompts",
+        "save_dir": save_dir,
+        "save_interval": 0,
+        "mixed_precision": "fp32",
+        "plugin": "ddp",
+        "reward_function": f"{work / 'paid.py'}:worth",
+        "seed": settings.seed,
+        **GRPO_FLAGS,
+    }
+    _run_train(flags)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = (save_dir / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    rewards = [line["reward"] for line in logged]
+    return {
+        "flags": GRPO_FLAGS,
+        "reward_of_first_5": sum(rewards[:5]) / 5,
+        "reward_of_last_5": sum(rewards[-5:]) / 5,
+        "rewards": [round(reward, 3) for reward in rewards],
+        "kl": [round(line["kl"], 3) for line in logged],
         "cpu_seconds": round(spent.ru_utime + spent.ru_stime - cpu.ru_utime - cpu.ru_stime, 1),
     }
 
@@ -189,6 +252,10 @@ def _train(method: str, save_dir: Path, model_dir: Path, set_dir: Path, settings
         "seed": settings.seed,
         **METHODS[method],
     }
+    return _run_train(flags)
+
+
+def _run_train(flags: dict[str, object]) -> str:
     command = [sys.executable, str(ROOT / "train.py"), *(str(p) for n, v in flags.items() for p in (f"--{n}", v))]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)

@@ -27,6 +27,7 @@ from colossal_llama2.model.pretrained import load_for_training
 from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import find_starting_point
+from colossal_llama2.train.folders import check_folders
 from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.stage import LossSums, Stage, model_inputs
 from colossal_llama2.train.supervised import run_stage
@@ -126,6 +127,7 @@ class Distill(Stage):
         self._fingerprint = weights_fingerprint(self.teacher_dir)
         model, output = self.settings.model, self.settings.output
         start = find_starting_point(model.pretrained, model.load_checkpoint, output.save_dir)
+        check_folders(self.settings, start, (self.teacher_dir,))
         if start.checkpoint_dir is not None:
             known = read_running_state(start.checkpoint_dir).watched.get(_STATE)
             if known != self._fingerprint:
@@ -147,7 +149,10 @@ class Distill(Stage):
         numel = sum(parameter.numel() for parameter in model.parameters())
         self._teacher = FrozenModel(model, dtype, offload=False)
         gigabytes = numel * dtype.itemsize / 1e9
-        cli.say(f"teacher: {numel:,} parameters in {parallel.mixed_precision}, whole on every rank: {gigabytes:.2f} GB")
+        cli.say(
+            f"teacher: {numel:,} parameters in {parallel.mixed_precision}, whole on every rank: {gigabytes:.2f} GB "
+            "beside what is predicted for the student"
+        )
 
     def as_state(self) -> dict[str, Any]:
         """Return which teacher it is."""
