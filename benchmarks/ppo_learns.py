@@ -2,10 +2,11 @@
 
     python benchmarks/ppo_learns.py [--rollouts 50] [--output FILE.json]
 
-A model of two layers learns to write sentences such as "the cat sees 3 dogs", byte by byte, with train.py. PPO then
-pays for answers in which there is a digit, and takes 0.05 off for every character beyond the first, so the best reward
-is 1. Five seeds; and one of them without the pretraining loss. Every few rollouts the policy's perplexity on held-out
-sentences is measured, whole documents as it was pretrained on them. The curves are drawn beside the figures.
+A model of two layers learns two things with train.py, byte by byte: to write sentences such as "the cat sees 3 dogs",
+and to answer "ask cat>" with letters and digits at random. PPO then pays for answers in which there is a digit, and
+takes 0.05 off for every character beyond the first, so the best reward is 1. Five seeds with a loss on the sentences
+beside it; and one of them again without. Every few rollouts the policy's perplexity on held-out sentences is measured.
+The curves are drawn beside the figures.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from colossal_llama2.train.settings import (
 ROOT = Path(__file__).resolve().parents[1]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}"
-    "{% endif %}{% endfor %}"
+    "{% else %}>{% endif %}{% endfor %}"
 )
 ANIMALS = ("cat", "dog", "bird", "fish", "horse", "mouse")
 VERBS = ("sees", "likes", "finds", "follows")
@@ -57,7 +58,7 @@ CPU = ParallelOptions(plugin="ddp", mixed_precision="fp32")
 class LearnsSettings:
     """Let a tiny policy learn a rule, with and without a pretraining loss."""
 
-    rollouts: int = 50
+    rollouts: int = 25
     """Rollouts of a run, 64 answers each."""
     seeds: int = 5
     """Runs with the pretraining loss."""
@@ -100,7 +101,7 @@ def main(settings: LearnsSettings) -> int:
     kept = [run for run in runs if run["ptx"]]
     promises = {
         "reward_above_0.9_for_every_seed": all(run["final_reward"] > 0.9 for run in kept),
-        "kl_below_25_nats_an_answer": all(run["largest_kl"] < 25 for run in kept),
+        "kl_below_10_nats_an_answer": all(run["largest_kl"] < 10 for run in kept),
         "perplexity_within_5_percent_with_ptx": all(abs(run["perplexity_change"]) < 0.05 for run in kept),
         "perplexity_not_within_5_percent_without": all(
             run["perplexity_change"] > 0.05 for run in runs if not run["ptx"]
@@ -121,24 +122,15 @@ def make_base(work: Path, steps: int) -> Path:
     """Make tokenizer, sets and model, and pretrain it with the project's own command; return its folder."""
     work.mkdir(exist_ok=True)
     tokenizer, draw = make_tokenizer(work / "tokenizer"), random.Random(0)
-    sentences = [sentence(draw) for _ in range(4000)]
-    (work / "text").mkdir()
-    lines = [json.dumps({"source": "", "target": one, "category": "toy"}) + "\n" for one in sentences]
-    (work / "text" / "toy.jsonl").write_text("".join(lines[200:]), encoding="utf-8")
-    (work / "held_out.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
-    prepare_corpus(
-        PrepareSettings(
-            data_input_dirs=str(work / "text"),
-            tokenizer_dir=tokenizer,
-            data_cache_dir=work / "cache",
-            data_jsonl_output_dir=None,
-            data_arrow_output_dir=work / "corpus",
-            splicing=SpliceOptions(max_length=LENGTH * 4),
-            mix=MixOptions(num_spliced_dataset_bins=1),
-            work=WorkOptions(num_workers=1),
-        )
-    )
-    prompts = [json.dumps({"prompt": " ".join(sentence(draw).split()[:2])}) + "\n" for _ in range(500)]
+    sentences = [record("", sentence(draw)) for _ in range(3000)]
+    answered = [record(f"ask {draw.choice(ANIMALS)}>", at_random(draw)) for _ in range(3000)]
+    (work / "held_out.jsonl").write_text("".join(sentences[:200]), encoding="utf-8")
+    for name, lines in (("sentences", sentences[200:]), ("answers", answered)):
+        (work / name).mkdir()
+        (work / name / "toy.jsonl").write_text("".join(lines), encoding="utf-8")
+    prepare(work, "sentences", ["sentences"])
+    prepare(work, "corpus", ["sentences", "answers"])
+    prompts = [json.dumps({"prompt": f"ask {draw.choice(ANIMALS)}"}) + "\n" for _ in range(500)]
     (work / "prompts.jsonl").write_text("".join(prompts), encoding="utf-8")
     (work / "template.jinja").write_text(TEMPLATE, encoding="utf-8")
     prepare_set(
@@ -157,7 +149,7 @@ def make_base(work: Path, steps: int) -> Path:
     run = TrainSettings(
         model=ModelOptions(work / "random"),
         data=DataOptions(
-            (work / "corpus",), num_epochs=100, max_steps=steps, micro_batch_size=16, max_length=LENGTH * 4
+            (work / "corpus-set",), num_epochs=100, max_steps=steps, micro_batch_size=16, max_length=LENGTH * 4
         ),
         output=OutputOptions(work / "base", save_interval=0, log_interval=100),
         optimizer=OptimizerOptions(lr=3e-3),
@@ -171,6 +163,32 @@ def sentence(draw: random.Random) -> str:
     """Make a sentence of the toy language."""
     animal = draw.choice(ANIMALS)
     return f"the {draw.choice(ANIMALS)} {draw.choice(VERBS)} {draw.randint(2, 9)} {animal}s"
+
+
+def at_random(draw: random.Random) -> str:
+    """Make an answer of letters and digits, 1 to 12 of them."""
+    return "".join(draw.choice("abcdefghijklmnopqrstuvwxyz0123456789") for _ in range(draw.randint(1, 12)))
+
+
+def record(source: str, target: str) -> str:
+    """Write a pretraining record."""
+    return json.dumps({"source": source, "target": target, "category": "toy"}) + "\n"
+
+
+def prepare(work: Path, name: str, sources: list[str]) -> None:
+    """Prepare a corpus as `work`/`name`-set."""
+    prepare_corpus(
+        PrepareSettings(
+            data_input_dirs=",".join(str(work / source) for source in sources),
+            tokenizer_dir=work / "tokenizer",
+            data_cache_dir=work / f"{name}-cache",
+            data_jsonl_output_dir=None,
+            data_arrow_output_dir=work / f"{name}-set",
+            splicing=SpliceOptions(max_length=LENGTH * 4),
+            mix=MixOptions(num_spliced_dataset_bins=1),
+            work=WorkOptions(num_workers=1),
+        )
+    )
 
 
 def make_tokenizer(folder: Path) -> Path:
@@ -220,12 +238,12 @@ def learn(settings: LearnsSettings, work: Path, base: Path, seed: int, ptx: bool
         model=ModelOptions(base),
         data=DataOptions((work / "prompts",), num_epochs=100, max_steps=settings.rollouts, micro_batch_size=64),
         output=OutputOptions(save_dir, save_interval=interval, log_interval=10, overwrite=True),
-        optimizer=OptimizerOptions(lr=2e-3, weight_decay=0.0, warmup_steps=4, seed=seed),
+        optimizer=OptimizerOptions(lr=1e-3, weight_decay=0.0, warmup_steps=8, seed=seed),
         parallel=CPU,
         reward=RewardOptions(reward_function=f"{Path(__file__)}:digit_and_short"),
-        rollouts=RolloutOptions(rollout_batch=64, generation_batch=64, max_new_tokens=24),
-        ppo=PpoOptions(ppo_epochs=2, ppo_minibatches=1, kl_coef=0.01, value_clip=0.0),
-        ptx=PtxOptions((work / "corpus",) if ptx else (), ptx_coef=0.5, ptx_batch_size=8),
+        rollouts=RolloutOptions(rollout_batch=64, generation_batch=64, max_new_tokens=16),
+        ppo=PpoOptions(critic_lr=2e-3, ppo_epochs=2, ppo_minibatches=2, kl_coef=0.02),
+        ptx=PtxOptions((work / "sentences-set",) if ptx else (), ptx_coef=0.5, ptx_batch_size=8),
     )
     assert ppo_stage.main(run) == 0
     lines = [json.loads(line) for line in (save_dir / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,8 @@ WINDOW: Final = 12
 START: Final = 3
 """Rollouts whose mean is how the run began."""
 
-FAR_KL, RISING_KL = 0.5, 2.0  # nats a token: on average a token is e^0.5 = 1.6 times as likely as to the reference
+FAR_KL, LONG_KL = 0.5, 10.0  # nats a token (e^0.5: 1.6 times as likely as to the reference), and a whole answer
+RISING_KL = 2.0
 LONGER = 1.5
 COLLAPSED, LEAST_ENTROPY = 0.1, 0.05
 FEW_ENDED = 0.5
@@ -55,12 +56,12 @@ Rule = Callable[[Window], str | None]
 
 
 def kl_running_away(window: Window) -> str | None:
-    """Say when the policy leaves the reference: far from it by token, and ever faster."""
-    early, late = window.early("kl_per_token"), window.late("kl_per_token")
-    if late < FAR_KL or late < RISING_KL * early:
+    """Say when the policy leaves the reference: far from it by token and by answer, and ever faster."""
+    early, late = window.early("kl"), window.late("kl")
+    if window.late("kl_per_token") < FAR_KL or late < LONG_KL or late < RISING_KL * early:
         return None
     return (
-        f"KL runs away: {late:.2f} nats a token and {early:.2f} before; the policy leaves the reference "
+        f"KL runs away: {late:.1f} nats an answer and {early:.1f} before; the policy leaves the reference "
         "(lower --lr, raise --kl_coef, or pass --adaptive_kl)"
     )
 
@@ -143,6 +144,7 @@ RULES: Final[dict[str, Rule]] = {
     )
 }
 WATCHED: Final = (
+    "kl",
     "kl_per_token",
     "length",
     "reward",

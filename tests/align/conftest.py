@@ -158,7 +158,7 @@ def boosted(one_rank: None, tiny_model_dir: Path) -> Callable[..., Session]:
 
     def boost(plugin: PluginName = "zero2", precision: Precision = "fp32", model: Any = None) -> Session:
         model = load_for_training(tiny_model_dir, precision, False) if model is None else model
-        groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": 0.0}]
         return Session(PluginSettings(plugin, precision), model, groups, AdamSettings(lr=1e-3), lambda step: 1.0)
 
     return boost

@@ -7,6 +7,7 @@ import pytest
 from colossal_llama2.align.trouble import RULES, START, WATCHED, WINDOW, TroubleWatch, Window
 
 CALM = {
+    "kl": 0.4,
     "kl_per_token": 0.02,
     "length": 20.0,
     "reward": 1.0,
@@ -28,7 +29,7 @@ def window(**last: float) -> Window:
 
 
 FIRES = {
-    "kl_running_away": {"kl_per_token": 1.5},
+    "kl_running_away": {"kl": 40.0, "kl_per_token": 1.5},
     "length_hacking": {"length": 60.0, "reward": 3.0},
     "entropy_collapse": {"entropy": -0.4},  # the last third has a mean of 0.00
     "answers_never_end": {"ended": 0.1},
@@ -37,7 +38,7 @@ FIRES = {
     "sampler_differs": {"sampling_gap": 0.4},
 }
 SILENT = {
-    "kl_running_away": [{}, {"kl_per_token": 0.2}],
+    "kl_running_away": [{}, {"kl_per_token": 1.5, "kl": 4.0}, {"kl_per_token": 0.2, "kl": 40.0}],
     "length_hacking": [{}, {"length": 60.0}, {"reward": 3.0}, {"length": 60.0, "reward": -1.0}],
     "entropy_collapse": [{}, {"entropy": 0.6}],
     "answers_never_end": [{}, {"ended": 0.6}],
@@ -71,7 +72,7 @@ def test_answers_that_are_learning_to_end_are_no_trouble() -> None:
 
 
 def test_a_large_kl_that_stays_is_not_running_away() -> None:
-    recent = [{**CALM, "kl_per_token": 0.8} for _ in range(WINDOW)]
+    recent = [{**CALM, "kl_per_token": 0.8, "kl": 20.0} for _ in range(WINDOW)]
     assert RULES["kl_running_away"](Window(recent, CALM)) is None
 
 
@@ -88,7 +89,7 @@ def test_a_resumed_watch_goes_on_as_if_nothing_had_happened() -> None:
     whole, broken = TroubleWatch(), TroubleWatch()
     assert START < 5 < WINDOW
     for i in range(2 * WINDOW):
-        figures = {**CALM, "kl_per_token": 0.02 * 1.3**i}
+        figures = {**CALM, "kl_per_token": 0.02 * 1.3**i, "kl": 1.3**i}
         if i == 5:
             state = json.loads(json.dumps(broken.as_state()))
             broken = TroubleWatch()
