@@ -12,11 +12,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from colossal_llama2.dataset.batching import BATCH_CHARACTERS
 from colossal_llama2.dataset.deduplication import Deduplicate, hash_version, text_hashes
 from colossal_llama2.dataset.encoded import DOCUMENT, EncodedShard, RefusedLine, ShardWriter, read_shard_folder
 from colossal_llama2.dataset.inputs import Segment, Shard, first_line_number
 from colossal_llama2.dataset.long_documents import encode_giant
-from colossal_llama2.dataset.reading import Reading, RecordBatch, Refusal, read_segment, records_key
+from colossal_llama2.dataset.reading import GiantRecord, Reading, RecordBatch, Refusal, read_segment, records_key
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.cuts import StretchEncoder
@@ -99,19 +100,50 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
 
 
 def _encode_into(work: Path, shard: Shard, digest: str, job: EncodingJob) -> EncodedShard:
-    encoder = _encoder(job)
     refused: list[RefusedLine] = []
     with ShardWriter(work, digest) as writer:
+        encoding = _Encoding(writer, job)
         for number, segment in enumerate(shard.segments):
             refusals: list[Refusal] = []
             for entry in read_segment(segment, job.reading, refusals):
-                if isinstance(entry, RecordBatch):
-                    _add_batch(writer, entry, encoder, job.deduplicate)
-                else:
-                    encode_giant(writer, entry, encoder, _stretches(job), job.deduplicate)
-            writer.end_segment()
+                encoding.add(entry)
+            writer.end_segment(encoding.num_documents)
             refused += _relative(number, segment, refusals)
+        encoding.finish()
         return writer.finish(refused)
+
+
+class _Encoding:
+    """Encodes what the segments of a shard give; of small files, the documents of many together.
+
+    Attributes:
+        num_documents: how many were given so far.
+    """
+
+    def __init__(self, writer: ShardWriter, job: EncodingJob) -> None:
+        self.num_documents = 0
+        self._writer, self._job, self._encoder = writer, job, _encoder(job)
+        self._waiting = RecordBatch()
+        self._held = 0
+
+    def add(self, entry: RecordBatch | GiantRecord) -> None:
+        """Take documents, in order."""
+        if isinstance(entry, GiantRecord):
+            self.finish()
+            encode_giant(self._writer, entry, self._encoder, _stretches(self._job), self._job.deduplicate)
+            self.num_documents += 1
+            return
+        characters = sum(map(len, entry.texts))
+        if self._held + characters > BATCH_CHARACTERS:
+            self.finish()
+        self._waiting.extend(entry)
+        self._held += characters
+        self.num_documents += len(entry.texts)
+
+    def finish(self) -> None:
+        """Encode what still waits."""
+        _add_batch(self._writer, self._waiting, self._encoder, self._job.deduplicate)
+        self._waiting, self._held = RecordBatch(), 0
 
 
 def _add_batch(writer: ShardWriter, batch: RecordBatch, encoder: Encoder, deduplicate: Deduplicate) -> None:
