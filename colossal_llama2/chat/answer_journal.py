@@ -90,7 +90,8 @@ class AnswerJournal:
 
     def add_output(self, digest: str) -> None:
         """Keep the digest of an output before it takes its name: that is how a later run knows it as its own."""
-        self._write({"output": digest})
+        if digest not in self.outputs:
+            self._write({"output": digest})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._take(line)

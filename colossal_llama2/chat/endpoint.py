@@ -123,13 +123,12 @@ class Endpoint:
         self._library = import_extra("openai")
         self._options = options
         self._key = key
-        # The client takes a key from the environment where it is given none, so it is given a word and told to leave
-        # the header out.
-        headers = {} if key else {"Authorization": self._library.Omit()}
+        # The client takes a key from the environment where it is given none, so it is given a word, and told with every
+        # request to leave the header out.
+        self._headers = {} if key else {"Authorization": self._library.Omit()}
         self._client: Any = self._library.AsyncOpenAI(
             base_url=options.base_url,
             api_key=key or "none",
-            default_headers=headers,
             max_retries=0,
             timeout=options.timeout,
         )
@@ -151,7 +150,7 @@ class Endpoint:
         try:
             # The client's own limit is for each read: a server that drips would never meet it.
             async with asyncio.timeout(self._options.timeout):
-                raw = await self._client.chat.completions.with_raw_response.create(**body)
+                raw = await self._client.chat.completions.with_raw_response.create(**body, extra_headers=self._headers)
         except (TimeoutError, self._library.APITimeoutError):
             raise TroubleError("timeout") from None
         except self._library.APIStatusError as error:

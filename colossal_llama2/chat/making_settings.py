@@ -44,8 +44,8 @@ _REQUIRED: dict[MakingKind, tuple[str, ...]] = {
 # What does not decide which questions are asked: a journal is continued whatever these are.
 _NOT_DECIDING = (
     *("output", "num", "base_url", "api_key_env", "api_key_file", "timeout", "overwrite", "dry_run", "novelty"),
-    *(option.name for group in (SpendingOptions, AskingOptions) for option in dataclasses.fields(group)),
-    *("topics_file", "personas_file", "seeds_file", "input_file", "prompt_file", "on_disagreement"),
+    *("on_disagreement", "endpoint", "spending", "asking"),
+    *("topics_file", "personas_file", "seeds_file", "input_file", "prompt_file"),  # they count by what they say
 )
 Job = ConversationJob | PoolJob | JudgingJob
 
@@ -180,8 +180,13 @@ def deciding_settings(settings: GenerateDatasetSettings, prompts: PromptTexts) -
 
     --num and --input_file are not among them: more may be asked for later, and what is there stays as it is.
     """
-    fields = {name: getattr(group, name) for group in (settings, settings.endpoint) for name in _names(group)}
-    deciding = {name: value for name, value in fields.items() if name not in _NOT_DECIDING}
+    deciding = {
+        option.name: getattr(group, option.name)
+        for group in (settings, settings.endpoint)
+        for option in dataclasses.fields(group)
+        if option.name not in _NOT_DECIDING
+    }
+    deciding["malformed_retries"] = settings.asking.malformed_retries
     if settings.kind in ("instructions", "prompts"):
         deciding["novelty"] = settings.novelty  # decides what is shown next
     for name in ("topics_file", "personas_file", "seeds_file"):
@@ -190,7 +195,3 @@ def deciding_settings(settings: GenerateDatasetSettings, prompts: PromptTexts) -
             deciding[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     deciding["prompt_file"] = hashlib.sha256(prompts.text.encode()).hexdigest()
     return deciding
-
-
-def _names(group: Any) -> list[str]:
-    return [option.name for option in dataclasses.fields(group) if option.name not in ("endpoint",)]

@@ -1,0 +1,159 @@
+"""An endpoint on the loopback, which answers the same to the same request and makes trouble as it is told."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+_WORDS = [
+    *("river", "mountain", "copper", "theory", "garden", "window", "market", "engine", "letter", "winter", "history"),
+    *("planet", "kitchen", "bridge", "forest", "number", "island", "silver", "poem", "lamp", "carpet", "violin"),
+    *("harbour", "glacier", "pepper", "wagon", "temple", "mirror", "saddle", "candle", "orchard", "needle", "storm"),
+]
+Body = dict[str, Any]
+
+
+@dataclass
+class Trouble:
+    """What the endpoint does instead of answering: a status, bytes that are no completion, silence, or a hang-up."""
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    raw: bytes = b"{}"
+    seconds: float = 0.0
+    hang_up: bool = False
+
+
+@dataclass
+class FakeEndpoint:
+    """What a test tells the endpoint, and what the endpoint saw.
+
+    Attributes:
+        base_url: where it listens.
+        say: makes the text of an answer from the request.
+        trouble: given a request and how often it came before, what to do instead of answering.
+        choice: fields to put over those of the first choice.
+        usage: whether tokens are reported.
+        answered: the requests that got an answer, in the order they did.
+        seen: all requests, and the headers of each.
+    """
+
+    base_url: str
+    say: Callable[[Body], str]
+    trouble: Callable[[Body, int], Trouble | None] = lambda body, before: None
+    choice: dict[str, Any] = field(default_factory=dict)
+    usage: bool = True
+    answered: list[Body] = field(default_factory=list)
+    seen: list[Body] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    most_at_once: int = 0
+    at_once: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def sensible(body: Body) -> str:
+    """Answer as a model would that understands the package's prompts."""
+    text = body["messages"][-1]["content"]
+    spelled = json.dumps(body["messages"]) + str(body.get("seed"))
+    draw = random.Random(hashlib.sha256(spelled.encode()).hexdigest())
+
+    def sentence() -> str:
+        return " ".join(draw.choice(_WORDS) for _ in range(12)).capitalize() + "."
+
+    if listed := re.search(r"JSON (?:array of|数组)?.*?(\d+) strings", text):
+        return json.dumps([sentence() for _ in range(int(listed[1]))])
+    if "含有 8 个字符串" in text:
+        return "".join(
+            f"{'一二三四五六七八'[place]}、第{draw.randrange(10**9)}号任务{sentence()}\n" for place in range(8)
+        )
+    if "yes or no" in text:
+        return "Yes." if draw.random() < 0.3 else "no"
+    if '"scores"' in text:
+        count = len(re.findall(r"^<answer \d+>$", text, re.MULTILINE))
+        return f"Here you are:\n```json\n{json.dumps({'scores': [draw.randint(1, 10) for _ in range(count)]})}\n```"
+    if '"output"' in text:
+        return f"```json\n{json.dumps({'input': sentence(), 'output': sentence()})}\n```"
+    return sentence()
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
+    """Start the endpoint on a free port of the loopback; it ends with the test."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    fake = FakeEndpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", sensible)
+    server.fake = fake  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield fake
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        fake: FakeEndpoint = self.server.fake  # type: ignore[attr-defined]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with fake.lock:
+            before = fake.seen.count(body)
+            fake.seen.append(body)
+            fake.headers.append({name.lower(): value for name, value in self.headers.items()})
+            fake.at_once += 1
+            fake.most_at_once = max(fake.most_at_once, fake.at_once)
+        try:
+            trouble = fake.trouble(body, before)
+            if trouble is not None:
+                self._make(trouble)
+            elif self.path.endswith("/chat/completions"):
+                with fake.lock:
+                    fake.answered.append(body)
+                self._send(200, _completion(fake, body), {})
+            else:
+                self._send(404, b'{"error": {"message": "no such place"}}', {})
+        finally:
+            with fake.lock:
+                fake.at_once -= 1
+
+    def _make(self, trouble: Trouble) -> None:
+        time.sleep(trouble.seconds)
+        if trouble.hang_up:
+            self.close_connection = True
+            self.connection.close()
+            return
+        self._send(trouble.status, trouble.raw, trouble.headers)
+
+    def _send(self, status: int, raw: bytes, headers: dict[str, str]) -> None:
+        try:
+            self.send_response(status)
+            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(raw)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(raw)
+        except OSError:
+            self.close_connection = True  # whoever asked is gone
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def _completion(fake: FakeEndpoint, body: Body) -> bytes:
+    content = fake.say(body)
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}, **fake.choice}
+    said = sum(len(message["content"]) for message in body["messages"])
+    usage = {"prompt_tokens": said // 4 + 1, "completion_tokens": len(content) // 4 + 1}
+    return json.dumps({"id": "x", "choices": [choice], **({"usage": usage} if fake.usage else {})}).encode()
