@@ -20,13 +20,13 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_refuse)
 _OPENINGS: Final = {dict: "{", list: "["}
 _DIGITS: Final = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
 _MARKER: Final = re.compile(
-    r"^[ \t]*(?:[*_]{2}|#{1,6} )?"  # Markdown around the number
+    r"^(?P<indent>[ \t]*)(?:[*_]{2}|#{1,6} )?"  # Markdown around the number
     r"(?P<open>[(（【第]?)"
     r"(?P<number>\d{1,4}|[零〇一二两三四五六七八九十百]{1,5})"
     r"(?P<close>[条题]?[.)．、）】:：](?!\d)|[条题](?=\s))"
     r"(?:[*_]{2})?[ \t]*(?P<rest>.*)$"
 )
-_BULLET: Final = re.compile(r"^[ \t]*(?P<close>[-*•‣·])[ \t]+(?P<rest>.*)$")
+_BULLET: Final = re.compile(r"^(?P<indent>[ \t]*)(?P<close>[-*•‣·])[ \t]+(?P<rest>.*)$")
 _YES: Final = ("yes", "是", "true")
 _NO: Final = ("no", "不是", "否", "不", "false")
 
@@ -45,7 +45,9 @@ def find_json(text: str, kind: type[Kind]) -> Kind:
     while start >= 0:
         try:
             found, _ = _DECODER.raw_decode(text, start)
-        except (ValueError, RecursionError):
+        except RecursionError:
+            break  # a model that only opens brackets: every further one would take as long
+        except ValueError:
             start = text.find(_OPENINGS[kind], start + 1)
             continue
         if isinstance(found, kind):
@@ -156,17 +158,14 @@ def chinese_number(text: str) -> int:
 
 def _marked_lines(text: str) -> list[str]:
     entries: list[list[str]] = []
-    style: tuple[str, str] | None = None
+    first: re.Match[str] | None = None
     number, after_blank = 0, False
     for line in text.splitlines():
-        marked = _MARKER.match(line) if style is None or style[0] != "bullet" else None
-        bullet = None if marked or (style and style[0] != "bullet") else _BULLET.match(line)
-        if marked and (style is None or (_style(marked) == style and chinese_number(marked["number"]) == number + 1)):
-            style, number = _style(marked), chinese_number(marked["number"])
+        marked = _MARKER.match(line) or _BULLET.match(line)
+        if marked and (first is None or _goes_on(marked, first, number)):
+            first = first or marked
+            number = _number(marked)
             entries.append([marked["rest"]])
-        elif bullet and (style is None or ("bullet", bullet["close"]) == style):
-            style = ("bullet", bullet["close"])
-            entries.append([bullet["rest"]])
         elif entries and line.strip():
             if after_blank and not line[0].isspace():
                 break
@@ -175,5 +174,12 @@ def _marked_lines(text: str) -> list[str]:
     return ["\n".join(lines).strip() for lines in entries]
 
 
-def _style(marked: re.Match[str]) -> tuple[str, str]:
-    return marked["open"], marked["close"]
+def _goes_on(marked: re.Match[str], first: re.Match[str], number: int) -> bool:
+    """Tell whether a marker is the next one of the list that the first one began, and not of a list inside an entry."""
+    alike = marked.groupdict().get("open") == first.groupdict().get("open") and marked["close"] == first["close"]
+    outside = len(marked["indent"]) <= len(first["indent"]) + 1  # one more: numbers are set flush right at times
+    return alike and outside and _number(marked) == (number + 1 if marked.re is _MARKER else 0)
+
+
+def _number(marked: re.Match[str]) -> int:
+    return chinese_number(marked["number"]) if marked.re is _MARKER else 0

@@ -24,24 +24,14 @@ Body = dict[str, Any]
 
 
 @dataclass
-class Trouble:
-    """What the endpoint does instead of answering: a status, bytes that are no completion, silence, or a hang-up."""
-
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
-    raw: bytes = b"{}"
-    seconds: float = 0.0
-    hang_up: bool = False
-
-
-@dataclass
 class FakeEndpoint:
     """What a test tells the endpoint, and what the endpoint saw.
 
     Attributes:
         base_url: where it listens.
         say: makes the text of an answer from the request.
-        trouble: given a request and how often it came before, what to do instead of answering.
+        trouble: given a request and how often it came before, what to do instead of answering, by any of: status,
+            headers, raw (the bytes to send), seconds (of silence before), hang_up; None answers.
         choice: fields to put over those of the first choice.
         usage: whether tokens are reported.
         answered: the requests that got an answer, in the order they did.
@@ -50,7 +40,7 @@ class FakeEndpoint:
 
     base_url: str
     say: Callable[[Body], str]
-    trouble: Callable[[Body, int], Trouble | None] = lambda body, before: None
+    trouble: Callable[[Body, int], dict[str, Any] | None] = lambda body, before: None
     choice: dict[str, Any] = field(default_factory=dict)
     usage: bool = True
     answered: list[Body] = field(default_factory=list)
@@ -129,13 +119,13 @@ class _Handler(BaseHTTPRequestHandler):
             with fake.lock:
                 fake.at_once -= 1
 
-    def _make(self, trouble: Trouble) -> None:
-        time.sleep(trouble.seconds)
-        if trouble.hang_up:
+    def _make(self, trouble: dict[str, Any]) -> None:
+        time.sleep(trouble.get("seconds", 0.0))
+        if trouble.get("hang_up"):
             self.close_connection = True
             self.connection.close()
             return
-        self._send(trouble.status, trouble.raw, trouble.headers)
+        self._send(trouble.get("status", 200), trouble.get("raw", b"{}"), trouble.get("headers", {}))
 
     def _send(self, status: int, raw: bytes, headers: dict[str, str]) -> None:
         try:
