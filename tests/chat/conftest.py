@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from colossal_llama2.chat.answer_journal import Reply, open_journal
+from colossal_llama2.chat.asking import Asker, AskingOptions
+from colossal_llama2.chat.endpoint import EndpointOptions, TroubleError
+from colossal_llama2.chat.progress import Progress
+from colossal_llama2.chat.spending import Spending, SpendingOptions
 
 _WORDS = [
     *("river", "mountain", "copper", "theory", "garden", "window", "market", "engine", "letter", "winter", "history"),
@@ -91,6 +100,48 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@dataclass
+class FakeSender:
+    """Answers without a connection; a text that begins with ``!`` is the name of a failure."""
+
+    say: Callable[[Body], str]
+    seen: list[Body] = field(default_factory=list)
+
+    async def send(self, body: Mapping[str, Any]) -> Reply:
+        """Answer."""
+        self.seen.append(dict(body))
+        await asyncio.sleep(0)
+        text = self.say(dict(body))
+        if text.startswith("!"):
+            raise TroubleError(text[1:])
+        return Reply(text, prompt_tokens=1, completion_tokens=1)
+
+
+@pytest.fixture
+def ask_with(tmp_path: Path) -> Callable[..., tuple[Any, list[Body]]]:
+    """Give a function that lets work ask a fake: `ask_with(say, work, max_requests=None)` -> (result, requests)."""
+    return partial(_ask_with, tmp_path / "a.journal")
+
+
+def _ask_with(
+    path: Path,
+    say: Callable[[Body], str],
+    work: Callable[[Asker, Progress], Awaitable[Any]],
+    max_requests: int | None = None,
+    malformed_retries: int = 0,
+) -> tuple[Any, list[Body]]:
+    sender = FakeSender(say)
+    options = AskingOptions(first_wait=0.0, max_retries=0, malformed_retries=malformed_retries, max_failures=100)
+
+    async def inside() -> Any:
+        with open_journal(path, {}) as journal:
+            spending = Spending(SpendingOptions(max_requests=max_requests), journal)
+            asker = Asker(sender, journal, spending, EndpointOptions("http://x/v1", "m"), options, 1)
+            return await work(asker, Progress(spending))
+
+    return asyncio.run(inside()), sender.seen
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,7 +6,7 @@ import contextlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossal_llama2.chat.asking import MalformedError
@@ -52,6 +52,7 @@ STYLES = {
 }
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=8), VALUES, max_size=4), PROSE, PROSE, st.sampled_from(["", "```", "```json"]))
 def test_json_is_found_in_fences_and_sentences(value: dict[str, object], before: str, after: str, fence: str) -> None:
     closing = "\n```\n" if fence else ""
@@ -71,6 +72,7 @@ def test_no_json(text: str) -> None:
             find_json(text, kind)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_text_breaks_a_reader(text: str) -> None:
     for read in (list_entries, yes_or_no, lambda text: find_json(text, dict), lambda text: scores_of(text, 2, 1, 10)):
@@ -78,6 +80,7 @@ def test_no_text_breaks_a_reader(text: str) -> None:
             assert isinstance(read(text), list | bool | dict)
 
 
+@settings(deadline=None)
 @given(
     st.lists(WORDS, min_size=1, max_size=25),
     st.sampled_from(sorted(STYLES)),
@@ -93,6 +96,7 @@ def test_lists_in_every_style(entries: list[str], style: str, framed: bool, spac
     assert list_entries(text) == entries
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=9))
 def test_lists_as_json(entries: list[str]) -> None:
     for text in (json.dumps(entries, indent=2), f"```json\n{json.dumps(entries)}\n```", f"Here: {json.dumps(entries)}"):
