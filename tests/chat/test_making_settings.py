@@ -77,7 +77,7 @@ def test_a_record_that_asks_nothing_is_named(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_text('{"prompt": "Why?"}\n{"messages": [{"role": "system", "content": "x"}]}\n', encoding="utf-8")
     own = settings("--kind", "preferences", "--input_file", str(path))
-    with pytest.raises(InputError, match="in.jsonl:2: does not end with a turn"):
+    with pytest.raises(InputError, match=r"in\.jsonl:2: does not end with a turn"):
         make_job(own, check_settings(own))
 
 

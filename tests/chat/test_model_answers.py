@@ -25,7 +25,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
-PROSE = st.text(st.characters(blacklist_characters="{}[]", blacklist_categories=("Cs",)), max_size=40)
+PROSE = st.text(max_size=40).map(lambda text: text.translate(dict.fromkeys(map(ord, "{}[]"))))
 WORDS = st.text("abc 中文，one?!(x)", min_size=1, max_size=30).map(str.strip).filter(lambda text: text[:1].isalpha())
 HAN = "零一二三四五六七八九"
 
@@ -67,9 +67,10 @@ def test_braces_before_the_object_do_not_matter() -> None:
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": }', "{" * 5000, "[" * 5000, '{"a": Infinity}', "no"])
 def test_no_json(text: str) -> None:
-    for kind in (dict, list):
-        with pytest.raises(MalformedError, match="no_json"):
-            find_json(text, kind)
+    with pytest.raises(MalformedError, match="no_json"):
+        find_json(text, dict)
+    with pytest.raises(MalformedError, match="no_json"):
+        find_json(text, list)
 
 
 @settings(deadline=None)

@@ -68,6 +68,15 @@ def test_all_kept_texts_count_and_only_they() -> None:
     assert kept.judge("something else") == "new", "judging keeps nothing"
 
 
+def test_long_texts_are_compared_by_their_beginning() -> None:
+    words = [f"word{number}" for number in range(400)]
+    kept = KeptTexts(0.7)
+    kept.add(" ".join(words))
+    assert kept.judge(" ".join(words)) == "exact"
+    assert kept.judge(" ".join(words[:130])) == "near"
+    assert kept.judge(" ".join(words[200:])) == "new"
+
+
 def test_many_words_have_characters_of_their_own() -> None:
     kept = KeptTexts(1.0)
     for start in range(0, 0xE100, 0x100):

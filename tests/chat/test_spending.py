@@ -73,7 +73,8 @@ def test_earlier_runs_count(tmp_path: Path) -> None:
         journal.add_failure("two#0", "status_429")
     with open_journal(tmp_path / "a.journal", {}) as journal:
         account = Spending(SpendingOptions(price_prompt=2.0, price_completion=3.0), journal)
-    assert (account.requests, account.answers, account.cost) == (2, 1, pytest.approx(80e-6))
+    assert (account.requests, account.answers) == (2, 1)
+    assert account.cost == pytest.approx(80e-6)
 
 
 def test_a_request_that_was_not_sent_gives_its_place_back(tmp_path: Path) -> None:
