@@ -156,27 +156,20 @@ class _Handler(BaseHTTPRequestHandler):
             fake.headers.append({name.lower(): value for name, value in self.headers.items()})
             fake.at_once += 1
             fake.most_at_once = max(fake.most_at_once, fake.at_once)
-        try:
-            trouble = fake.trouble(body, before)
-            if trouble is not None:
-                self._make(trouble)
-            elif self.path.endswith("/chat/completions"):
-                with fake.lock:
-                    fake.answered.append(body)
-                self._send(200, _completion(fake, body), {})
-            else:
-                self._send(404, b'{"error": {"message": "no such place"}}', {})
-        finally:
-            with fake.lock:
-                fake.at_once -= 1
-
-    def _make(self, trouble: dict[str, Any]) -> None:
-        time.sleep(trouble.get("seconds", 0.0))
-        if trouble.get("hang_up"):
+        trouble = fake.trouble(body, before)
+        time.sleep((trouble or {}).get("seconds", 0.0))
+        completion = _completion(fake, body)
+        with fake.lock:
+            fake.at_once -= 1  # before anything is sent: who asks may send the next request at once
+            if trouble is None:
+                fake.answered.append(body)
+        if trouble is None:
+            self._send(200, completion, {})
+        elif trouble.get("hang_up"):
             self.close_connection = True
             self.connection.close()
-            return
-        self._send(trouble.get("status", 200), trouble.get("raw", b"{}"), trouble.get("headers", {}))
+        else:
+            self._send(trouble.get("status", 200), trouble.get("raw", b"{}"), trouble.get("headers", {}))
 
     def _send(self, status: int, raw: bytes, headers: dict[str, str]) -> None:
         try:
