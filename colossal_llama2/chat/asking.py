@@ -74,8 +74,8 @@ class Question:
         messages: the conversation so far.
         model: the model to ask; None asks the one of the options.
         temperature: likewise.
-        others_follow: whether other questions are made from the answer. If none came, that is kept in the journal too,
-            and a later run does not ask again: what was paid for after that would not fit any more.
+        others_follow: whether other questions are made from the answer. If none came, and others were answered after
+            that, the journal keeps it, and a later run does not ask again: what was paid for would not fit any more.
     """
 
     name: str
@@ -120,6 +120,7 @@ class Asker:
         self.usable = self.thoughts_removed = 0
         self._sender, self._journal, self._spending = sender, journal, spending
         self._endpoint, self._options, self._seed = endpoint, options, seed
+        self._given_up: list[tuple[str, str, GaveUp]] = []
         self._failed_in_a_row = 0
         self._quiet_until = 0.0
         self._warned: set[str] = set()
@@ -194,6 +195,9 @@ class Asker:
         except BaseException:
             await self._spending.release(reserved)
             raise
+        for given_up in self._given_up:  # the endpoint lives: it is those requests that get no answer
+            self._journal.add(*given_up)
+        self._given_up.clear()
         self._journal.add(name, digest, reply)
         await self._spending.settle(reserved, reply)
         return reply
@@ -210,7 +214,7 @@ class Asker:
 
     async def _give_up(self, question: Question, name: str, digest: str, reason: str) -> FailedError:
         if question.others_follow:
-            self._journal.add(name, digest, GaveUp(reason))
+            self._given_up.append((name, digest, GaveUp(reason)))
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= self._options.max_failures:
             await self._spending.stop("max_failures")

@@ -136,7 +136,8 @@ def _say(settings: GenerateDatasetSettings, ledger: dict[str, Any], answers_now:
         f"{spent['completion_tokens']:,} completion tokens{cost}"
     )
     if ledger["stopped_by"] is not None:
-        cli.warn(f"stopped by --{ledger['stopped_by']}; the same command with more of it goes on")
+        more = "" if ledger["stopped_by"] == "max_failures" else " with more of it"
+        cli.warn(f"stopped by --{ledger['stopped_by']}; the same command{more} goes on")
     if ledger.get("nothing_new_any_more"):
         cli.warn("several rounds brought nothing new: more seeds, or a higher --novelty or --temperature, may")
     cli.say(f"{ledger['records']} records in {settings.output}")

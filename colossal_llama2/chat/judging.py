@@ -91,8 +91,10 @@ async def judge_examples(job: JudgingJob, asker: Asker, concurrency: int, progre
         if result.disagrees and job.on_disagreement == "drop":
             tally.lose(Lost("malformed", "order_decides_the_best"))
             continue
+        if len(set(result.scores)) == 1:  # no pair can be made of it, and prepare_dataset.py refuses it
+            tally.lose(Lost("malformed", "all_scores_equal"))
+            continue
         tally.take("new")
-        tally.remarks["all_scores_equal"] += len(set(result.scores)) == 1
         records.append(_record(result))
     return Made(records, {"examples": tally}, {"position_bias": position_bias(judged)})
 

@@ -147,7 +147,7 @@ def make_job(settings: GenerateDatasetSettings, prompts: PromptTexts) -> Job:
             judge_temperature=settings.judge_temperature,
             on_disagreement=settings.on_disagreement,
             prompts=prompts,
-            language=settings.language,
+            language=prompts.language,
         )
     assert settings.num is not None
     if settings.kind == "conversations":
@@ -159,7 +159,7 @@ def make_job(settings: GenerateDatasetSettings, prompts: PromptTexts) -> Job:
             topics=read_lines(settings.topics_file),
             personas=personas or [_DEFAULT_PERSONA["zh" if prompts.chinese else "en"]],
             prompts=prompts,
-            language=settings.language,
+            language=prompts.language,
             seed=settings.seed,
         )
     assert settings.seeds_file is not None
@@ -168,7 +168,7 @@ def make_job(settings: GenerateDatasetSettings, prompts: PromptTexts) -> Job:
         seeds=read_seeds(settings.seeds_file),
         with_instances=settings.kind == "instructions",
         prompts=prompts,
-        language=settings.language,
+        language=prompts.language,
         per_request=settings.per_request,
         requests_per_round=settings.requests_per_round,
         seed=settings.seed,

@@ -40,11 +40,13 @@ class PromptTexts:
     Attributes:
         text: the whole file, for the journal's digest.
         sections: each section's text by its name.
-        chinese: whether the language that was asked for is Chinese.
+        language: what the words call the language to write in.
+        chinese: whether that is Chinese.
     """
 
     text: str
     sections: Mapping[str, str]
+    language: str
     chinese: bool
 
     def fill(self, section: str, **values: str | int) -> str:
@@ -82,7 +84,7 @@ def load_prompts(kind: MakingKind, language: str, path: Path | None) -> PromptTe
             raise InputError("stands before the first section", path=path, line=number, remedy="write `=== NAME ===`")
     whole = {name: "\n".join(lines).strip() for name, lines in sections.items()}
     _check_places(whole, kind, path)
-    return PromptTexts(text, whole, chinese)
+    return PromptTexts(text, whole, "中文" if chinese and path.parent == PROMPTS_DIR else language.strip(), chinese)
 
 
 def _check_heading(name: str, kind: MakingKind, path: Path, line: int) -> None:

@@ -78,8 +78,9 @@ def sensible(body: Body) -> str:
     if "yes or no" in text:
         return "Yes." if draw.random() < 0.3 else "no"
     if '"scores"' in text:
-        count = len(re.findall(r"^<answer \d+>$", text, re.MULTILINE))
-        return f"Here you are:\n```json\n{json.dumps({'scores': [draw.randint(1, 10) for _ in range(count)]})}\n```"
+        answers = re.findall(r"^<answer \d+>\n(.*)$", text, re.MULTILINE)
+        scores = [1 + hashlib.sha256(answer.encode()).digest()[0] / 29 for answer in answers]
+        return f"Here you are:\n```json\n{json.dumps({'scores': scores})}\n```"
     if '"output"' in text:
         return f"```json\n{json.dumps({'input': sentence(), 'output': sentence()})}\n```"
     return sentence()

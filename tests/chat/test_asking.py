@@ -93,13 +93,26 @@ def test_patience_ends_and_a_later_run_asks_again(tmp_path: Path) -> None:
     assert run(tmp_path, sender, ask) == 12
 
 
-def test_what_others_follow_is_not_asked_again(tmp_path: Path) -> None:
-    sender = Scripted(TroubleError("timeout"), TroubleError("timeout"), TroubleError("timeout"), Reply("12"))
+def test_what_others_followed_is_not_asked_again(tmp_path: Path) -> None:
     question = Question("one", QUESTION.messages, others_follow=True)
-    for _ in range(2):
+
+    async def work(asker: Asker, account: Spending) -> None:
         with pytest.raises(FailedError, match="timeout"):
-            run(tmp_path, sender, lambda asker, _: asker.ask(question, only_digits))
-    assert len(sender.seen) == 3
+            await asker.ask(question, only_digits)
+        await asker.ask(Question("other", QUESTION.messages), only_digits)
+
+    sender = Scripted(TroubleError("timeout"), TroubleError("timeout"), TroubleError("timeout"), Reply("12"))
+    for _ in range(2):
+        run(tmp_path, sender, work)
+    assert len(sender.seen) == 4
+
+
+def test_what_nothing_followed_is_asked_again(tmp_path: Path) -> None:
+    question = Question("one", QUESTION.messages, others_follow=True)
+    sender = Scripted(TroubleError("timeout"), TroubleError("timeout"), TroubleError("timeout"), Reply("12"))
+    with pytest.raises(FailedError, match="timeout"):
+        run(tmp_path, sender, lambda asker, _: asker.ask(question, only_digits))
+    assert run(tmp_path, sender, lambda asker, _: asker.ask(question, only_digits)) == 12
 
 
 def test_retry_after_is_waited_for_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,14 +64,14 @@ def test_a_judge_who_looks_at_the_place(ask_with: AskWith, place: int, name: str
         scores[place] = 9
         return json.dumps(scores)
 
-    made, _ = judge(ask_with, say, job(example("bad", "good"), example("good", "fair")))
-    assert [record["scores"] for record in made.records] == [[5, 5], [5, 5]]
-    assert made.stages["examples"].remarks["all_scores_equal"] == 2
+    made, _ = judge(ask_with, say, job(example("bad", "good"), example("good", "fair"), example("bad", "fair", "good")))
+    assert [record["scores"] for record in made.records] == [[5, 1, 5]]
+    assert made.stages["examples"].as_ledger()["malformed"] == {"all_scores_equal": 2}
     bias = made.findings["position_bias"]
     assert bias == {
-        "examples": 2,
+        "examples": 3,
         **dict.fromkeys(("same_best", "prefers_first", "prefers_last", "other"), 0),
-        name: 2,
+        name: 3,
         "first_place_bonus": bonus,
     }
 

@@ -17,7 +17,7 @@ from colossal_llama2.errors import InputError
 )
 def test_the_packages_words(kind: MakingKind, language: str, chinese: bool) -> None:
     prompts = load_prompts(kind, language, None)
-    assert prompts.chinese == chinese
+    assert (prompts.chinese, prompts.language) == (chinese, "中文" if chinese else language)
     assert any("\u4e00" <= character <= "\u9fff" for character in prompts.text) == chinese
     assert any("{language}" in text for text in prompts.sections.values())
     assert {path.name for path in PROMPTS_DIR.iterdir()} >= {f"{kind}.en.txt", f"{kind}.zh.txt"}
