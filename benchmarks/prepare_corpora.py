@@ -1,4 +1,4 @@
-"""The corpora that `benchmarks/prepare.py` measures on, all made of the texts of one: cut, repeated, joined, scattered."""
+"""The corpora that `benchmarks/prepare.py` measures on, made of the texts of one: cut, repeated, joined, scattered."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@
 
 ``upstream``: the algorithm of ColossalAI's Colossal-LLaMA, told anew: records divided over the bins by their place in
 each file; each tokenised on its own, text and source apart, and cut off at the row's length; sorted by category and
-length; laid behind one another in buffers of eight rows, where a document that does not fit begins the next row and what
-is left at the end of a buffer is dropped; written as jsonl, and from that as Arrow. ``naive``: read, encode, write the
+length; laid behind one another in buffers of eight rows, where a document that does not fit begins the next row and
+what is left at the end of a buffer is dropped; written as jsonl, and from that as Arrow. ``naive``: read, encode, write the
 tokens into full rows, nothing counted and nothing spread. ``encoder``: the encoder alone, on texts that lie in memory;
 its seconds are those of encoding.
 """
@@ -172,7 +172,9 @@ def _upstream(settings: RivalSettings) -> Made:
         made.rows += rows
         if rows:
             spliced = load_dataset("json", data_files=[str(jsonl)], split="train", **options)
-            spliced.save_to_disk(str(settings.work_dir / f"part-{number:05d}"), num_proc=min(rows, settings.threads))
+            # In this process, to upstream's favour: newer versions of `datasets` start anew the processes they save
+            # with, which costs seconds a bin.
+            spliced.save_to_disk(str(settings.work_dir / f"part-{number:05d}"))
     return made
 
 

@@ -95,5 +95,3 @@ def _resident(process: int) -> list[int]:
             with suppress(psutil.NoSuchProcess):
                 sizes.append(one.memory_info().rss)
     return sizes
-
-
