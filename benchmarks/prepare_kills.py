@@ -5,8 +5,8 @@
 The command and all it started are killed together (SIGKILL), and the same command is started again until it ends; then
 everything begins anew with an empty cache, until there were enough kills. A third of the kills wait until shards
 are being encoded, a third until buckets are being written, some until the first of the two outputs has its name, the
-others come anywhere. Compared is every output file but ``settings.yaml``, which names places. The same bytes must come from one
-worker, from two, and from a Ray cluster, which is started here and stopped again.
+others come anywhere. Compared is every output file but ``settings.yaml``, which names places. The same bytes must come
+from one worker, from two, and from a Ray cluster, which is started here and stopped again.
 """
 
 from __future__ import annotations
@@ -193,11 +193,12 @@ def _wait_for(
     }
     while run.poll() is None:
         if signs[kind]():
-            after = {"encoding": 0.5 * seconds, "writing": 0.3 * seconds}.get(kind, 0.0)
+            # From at once to a third of a whole run later: most of what can go wrong is over in milliseconds.
+            after = 0.0 if kind in ("between the outputs", "anywhere") else seconds * 10 ** draw.uniform(-4, -0.5)
             with suppress(subprocess.TimeoutExpired):
-                run.wait(draw.uniform(0, after) if after else 0)
+                run.wait(after)
             break
-        time.sleep(0.001)
+        time.sleep(0.0003)
     return run.poll() is not None
 
 

@@ -5,9 +5,9 @@
 ``upstream``: the algorithm of ColossalAI's Colossal-LLaMA, told anew: records divided over the bins by their place in
 each file; each tokenised on its own, text and source apart, and cut off at the row's length; sorted by category and
 length; laid behind one another in buffers of eight rows, where a document that does not fit begins the next row and
-what is left at the end of a buffer is dropped; written as jsonl, and from that as Arrow. ``naive``: read, encode, write the
-tokens into full rows, nothing counted and nothing spread. ``encoder``: the encoder alone, on texts that lie in memory;
-its seconds are those of encoding.
+what is left at the end of a buffer is dropped; written as jsonl, and from that as Arrow. ``naive``: read, encode, write
+the tokens into full rows, nothing counted and nothing spread. ``encoder``: the encoder alone, on texts that lie in
+memory; its seconds are those of encoding.
 """
 
 from __future__ import annotations
