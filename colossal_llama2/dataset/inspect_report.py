@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.outputs import whole_file
 
@@ -22,6 +24,10 @@ _FILLS: Final = {
     "under\n50%": 0.5, "50 to\n90%": 0.9, "90 to\n99%": 0.99, "99 to\n99.9%": 0.999, "99.9 to\n100%": 1.0,
 }  # fmt: skip
 _BARS: Final = 64
+_HAN_FONTS: Final = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei", "Droid Sans Fallback", "SimHei", "Microsoft YaHei", "PingFang SC", "AR PL UMing CN",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,10 +97,22 @@ def draw_report(shape: Shape, tokens_per_bucket: Mapping[str, Sequence[int]], pa
         tokens_per_bucket: category to its tokens in each bucket; without any, that panel is left out.
         path: the PNG file, replaced if it exists.
     """
-    from matplotlib.figure import Figure  # half a second that only a picture is worth
+    import matplotlib  # half a second that only a picture is worth
+    from matplotlib.figure import Figure
 
+    with matplotlib.rc_context({"font.family": _font_families()}), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure = Figure(layout="constrained")
+        _draw_panels(figure, shape, tokens_per_bucket)
+        with whole_file(path, overwrite=True) as work:
+            figure.savefig(work, dpi=120, format="png")
+    if any("missing from font" in str(warning.message) for warning in caught):
+        cli.warn(f"{path}: no font of this machine has all characters of the categories' names (Noto Sans CJK has)")
+
+
+def _draw_panels(figure: Any, shape: Shape, tokens_per_bucket: Mapping[str, Sequence[int]]) -> None:
     num_panels = 3 if tokens_per_bucket else 2
-    figure = Figure(figsize=(5.6 * num_panels + (2 if tokens_per_bucket else 0), 4.4), layout="constrained")
+    figure.set_size_inches(5.6 * num_panels + (2 if tokens_per_bucket else 0), 4.4)
     axes = figure.subplots(1, num_panels, width_ratios=[1, 1, 1.35][:num_panels])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -104,8 +122,6 @@ def draw_report(shape: Shape, tokens_per_bucket: Mapping[str, Sequence[int]], pa
     _draw_fill(axes[1], shape)
     if tokens_per_bucket:
         _draw_buckets(axes[2], tokens_per_bucket)
-    with whole_file(path, overwrite=True) as work:
-        figure.savefig(work, dpi=120, format="png")
 
 
 def _draw_lengths(axis: Any, shape: Shape) -> None:
@@ -114,7 +130,9 @@ def _draw_lengths(axis: Any, shape: Shape) -> None:
     bins = [np.histogram(lengths, bounds, weights=counts)[0] for counts in (shape.whole, shape.cut)]
     widths = np.diff(bounds)
     below: Any = 0
-    labels = [f"{counts.sum():,} {what}" for counts, what in ((shape.whole, "whole"), (shape.cut, "pieces of cut ones"))]
+    labels = [
+        f"{counts.sum():,} {what}" for counts, what in ((shape.whole, "whole"), (shape.cut, "pieces of cut ones"))
+    ]
     for heights, colour, label in zip(bins, _COLOURS, labels, strict=False):
         axis.bar(bounds[:-1], heights, widths, below, align="edge", color=colour, label=label, linewidth=0)
         below = below + heights
@@ -138,37 +156,47 @@ def _draw_fill(axis: Any, shape: Shape) -> None:
 
 
 def _draw_buckets(axis: Any, tokens_per_bucket: Mapping[str, Sequence[int]]) -> None:
-    stacked = _largest_and_others(tokens_per_bucket)
-    buckets = np.arange(len(next(iter(stacked.values()))))
-    colours = [*_COLOURS[: len(stacked)]]
-    if len(stacked) > len(_COLOURS):
-        colours = [*_COLOURS, _OTHERS]
-    millions = [np.asarray(tokens) / 1e6 for tokens in stacked.values()]
+    stacked = largest_and_others(tokens_per_bucket, len(_COLOURS))
+    buckets = np.arange(len(stacked[0][1]))
+    colours = [*_COLOURS[: len(stacked)], _OTHERS][: len(stacked)]
+    labels = [_label(name) for name, _ in stacked]
+    millions = [tokens / 1e6 for _, tokens in stacked]
     if len(buckets) <= _BARS:
         below = np.zeros(len(buckets))
-        for name, heights, colour in zip(stacked, millions, colours, strict=True):
-            axis.bar(buckets, heights, 0.85, below, color=colour, label=name)
+        for label, heights, colour in zip(labels, millions, colours, strict=True):
+            axis.bar(buckets, heights, 0.85, below, color=colour, label=label)
             below += heights
     else:
-        axis.stackplot(buckets, millions, colors=colours, labels=list(stacked), step="mid")
+        axis.stackplot(buckets, millions, colors=colours, labels=labels, step="mid")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(title="Categories in each bucket", xlabel="bucket", ylabel="tokens (millions)")
-    handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[::-1], labels[::-1], frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    handles, named = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], named[::-1], frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 
 
-def _largest_and_others(tokens_per_bucket: Mapping[str, Sequence[int]]) -> dict[str, Counts]:
-    """Keep the categories that have colours, the largest first, and add up the rest."""
+def largest_and_others(tokens_per_bucket: Mapping[str, Sequence[int]], most: int) -> list[tuple[str, Counts]]:
+    """Keep the largest categories, in their order, and add up the rest under one name.
+
+    Args:
+        tokens_per_bucket: category to its tokens in each bucket.
+        most: how many are kept.
+    """
     arrays = {name: np.asarray(tokens, dtype=np.int64) for name, tokens in tokens_per_bucket.items()}
     order = sorted(arrays, key=lambda name: -int(arrays[name].sum()))
-    kept = {_short(name): arrays[name] for name in order[: len(_COLOURS)]}
-    rest = order[len(_COLOURS) :]
-    if rest:
-        kept[f"{len(rest):,} others"] = np.sum([arrays[name] for name in rest], axis=0)
-    return kept
+    kept = [(name, arrays[name]) for name in order[:most]]
+    rest = order[most:]
+    return [*kept, (f"{len(rest):,} others", np.sum([arrays[name] for name in rest], axis=0))] if rest else kept
 
 
-def _short(name: str) -> str:
-    """Shorten a name for a legend, and draw dollar signs and a leading underscore as they are."""
+def _label(name: str) -> str:
+    """Shorten a name for a legend; a dollar sign would begin a formula, an underscore in front hide the entry."""
     cut = name if len(name) <= 28 else f"{name[:27]}…"
     return f" {cut}".replace("$", r"\$")
+
+
+def _font_families() -> list[str]:
+    """Name the default font and, for what it cannot draw, those of this machine that have Chinese characters."""
+    from matplotlib.font_manager import fontManager
+
+    installed = set(fontManager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _HAN_FONTS if name in installed)]
