@@ -42,8 +42,8 @@ class Found:
 def read_file(path: Path) -> Found:
     """Read a file of any kind that a corpus may have."""
     found = Found()
-    is_table = path.suffix in (".parquet", ".arrow")
-    for number, entry in enumerate(_rows(path) if is_table else _lines(path), 1):
+    entries: Iterator[Any] = _rows(path) if path.suffix in (".parquet", ".arrow") else _lines(path)
+    for number, entry in enumerate(entries, 1):
         try:
             fields = entry if isinstance(entry, dict) else _parse(entry)
             if fields is not None:
