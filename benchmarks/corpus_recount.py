@@ -82,6 +82,8 @@ def main(settings: RecountSettings) -> int:
         work = Path(folder)
         tokenizer_dir = settings.tokenizer_dir or _expand(settings.data or corpus, work / "tokenizer")
         processor = SentencePieceProcessor(model_file=str(tokenizer_dir / "tokenizer.model"))
+        whose = "given" if settings.tokenizer_dir else "Llama-2's, expanded by the pieces of the data"
+        result["tokenizer"] = {"which": whose, "pieces": processor.get_piece_size()}
         recount = Recount(settings, tokenizer_dir, processor, work)
         expected = {_name_in_ledger(path, corpus): expect(path, processor) for path in files}
         result["whole_corpus"] = recount.compare([corpus], expected, settings.bins)
