@@ -85,6 +85,19 @@ def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         work.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
+    """Give an empty hidden folder in `parent` for the length of a block; those of killed processes are removed."""
+    target = parent.absolute() / name
+    _remove_abandoned(target)
+    work = _hidden(target, "partial")
+    work.mkdir(parents=True)
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def flush_tree(folder: Path) -> None:
     """Force everything in a folder to the disk: done before a rename, a power cut leaves it whole or absent."""
     for path in folder.rglob("*"):

@@ -113,8 +113,9 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
         raise InputError("--data_input_dirs names nothing", remedy="name folders or files, separated by commas")
     files, ignored = find_inputs(entries)
     outputs = _outputs(settings)
+    half_done = is_half_done(settings)
     for folder in outputs:
-        refuse_existing(folder, settings.overwrite)
+        refuse_existing(folder, settings.overwrite or (half_done and folder == settings.data_jsonl_output_dir))
     _refuse_nested(settings, entries, outputs)
     encoder = _load(settings, sum(file.num_bytes for file in files))
     if encoder.bos_token_id is None and encoder.eos_token_id is None:
@@ -130,6 +131,20 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
             remedy="leave --bos_each_piece out",
         )
     return files, ignored, encoder
+
+
+def is_half_done(settings: PrepareSettings) -> bool:
+    """Tell whether these very settings were killed after the jsonl output got its name and before the Arrow output did.
+
+    Then the jsonl output is this command's own, and is written again.
+    """
+    jsonl, arrow = settings.data_jsonl_output_dir, settings.data_arrow_output_dir
+    if jsonl is None or arrow.exists():
+        return False
+    try:
+        return (jsonl / "settings.yaml").read_text(encoding="utf-8") == cli.as_yaml(settings)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _load(settings: PrepareSettings, num_bytes: int) -> Encoder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,12 +30,12 @@ from colossal_llama2.dataset.ledger import (
     write_manifest,
 )
 from colossal_llama2.dataset.planning import HOLDOUT_FILE, Plan, Selection, category_names, make_plan
-from colossal_llama2.dataset.preparation import PrepareSettings, check
+from colossal_llama2.dataset.preparation import PrepareSettings, check, is_half_done
 from colossal_llama2.dataset.rows import BucketJob, CutCounts, WrittenBucket, write_bucket
 from colossal_llama2.dataset.selecting import parse_share, parse_weights, weight_array
 from colossal_llama2.dataset.workers import Workers, start_workers
 from colossal_llama2.errors import InputError
-from colossal_llama2.outputs import whole_directory
+from colossal_llama2.outputs import scratch_directory, whole_directory
 from colossal_llama2.tokenizer.loading import Encoder
 
 HOLDOUT_DIR = "holdout"
@@ -62,13 +61,13 @@ def main(settings: PrepareSettings) -> None:
     share_encoder(job, encoder)  # before the workers are there, which may inherit it
     with start_workers(work.num_workers, work.ray_address if work.executor == "ray" else None) as workers:
         encoded = workers.run_all(partial(encode_shard, job=job), preparation.shards, "encoding")
-        with tempfile.TemporaryDirectory(prefix="plan-", dir=settings.data_cache_dir) as folder:
-            plan = _plan(preparation, encoded, Path(folder).absolute())
+        with scratch_directory(settings.data_cache_dir, "plan") as folder:
+            plan = _plan(preparation, encoded, folder)
             _warn(preparation)
-            jsonl = settings.data_jsonl_output_dir
+            jsonl, replaces = settings.data_jsonl_output_dir, settings.overwrite or is_half_done(settings)
             with (
-                nullcontext() if jsonl is None else whole_directory(jsonl, settings.overwrite) as jsonl_dir,
                 whole_directory(settings.data_arrow_output_dir, settings.overwrite) as arrow_dir,
+                nullcontext() if jsonl is None else whole_directory(jsonl, replaces) as jsonl_dir,  # named first
             ):
                 ledger = _write(preparation, encoded, plan, workers, arrow_dir, jsonl_dir)
     _report(settings, ledger)

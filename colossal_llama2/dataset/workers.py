@@ -141,7 +141,10 @@ def _ray_cluster(address: str) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise InputError(
             f"no Ray cluster at --ray_address {address} ({str(error).splitlines()[0]})",
-            remedy="start one with `ray start --head`, or pass --ray_address local",
+            remedy=(
+                "start one with `ray start --head`, or pass --ray_address local; where the cluster asks for a token, "
+                "set RAY_AUTH_MODE=token"
+            ),
         ) from None
     try:
         yield ray
