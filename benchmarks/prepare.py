@@ -95,6 +95,8 @@ def main(settings: PrepareBenchmark) -> None:
         "load average before and after": [round(os.getloadavg()[0], 2)],
         "max_length": settings.max_length,
     }
+    if settings.work_dir is not None:
+        settings.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=settings.work_dir) as folder:
         work = Path(folder)
         corpus = Corpus.of(settings.corpus_dir)

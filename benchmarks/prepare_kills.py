@@ -54,7 +54,7 @@ class PrepareKills:
     corpus_dir: Path | None = None
     """Folder of jsonl; unless given, text is made here."""
     megabytes: float = 40
-    """Size of the text that is made; a shard of the preparation has 16 MiB."""
+    """Size of the text that is made; a shard of the preparation has 4 MiB."""
     kills: int = 50
     """How often."""
     ray: Literal["none", "local", "head"] = "local"
