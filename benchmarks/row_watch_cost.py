@@ -99,7 +99,9 @@ def main(settings: WatchCostSettings) -> int:
 
 def _train(work: Path, steps: int) -> TurningLog:
     from colossal_llama2.engine import ranks
-    from colossal_llama2.train import loop, pretrain
+    from colossal_llama2.train import loop, stage, supervised
+    from colossal_llama2.train.opening import open_run
+    from colossal_llama2.train.pretrain import Pretraining
     from colossal_llama2.train.settings import (
         DataOptions,
         ModelOptions,
@@ -108,7 +110,6 @@ def _train(work: Path, steps: int) -> TurningLog:
         ParallelOptions,
         TrainSettings,
     )
-    from colossal_llama2.train.trained import plan_trained
 
     config: dict[str, Any] = {"vocab_size": 1024, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4}
     config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256}
@@ -122,16 +123,13 @@ def _train(work: Path, steps: int) -> TurningLog:
         optimizer=OptimizerOptions(lr=1e-3, warmup_steps=0, seed=3),
         parallel=ParallelOptions(plugin="zero2", mixed_precision="fp32"),
     )
-    start = pretrain.find_starting_point(model_dir, "", settings.output.save_dir)
-    corpus = pretrain.open_inputs(settings, start)
-    trained = plan_trained(settings, start)
+    pretraining = Pretraining(settings)
+    opened = open_run(pretraining)
     ranks.launch(3)
-    run, position = pretrain.build(
-        settings, start, trained, corpus, pretrain._identity(settings, corpus, trained), None
-    )
+    run, position = supervised.build(pretraining, opened)
     turning: Any = SimpleNamespace(**vars(run))
     turning.total_steps = steps + 1  # so that no step is the last, which reports
-    log = TurningLog(run.log, turning, (run.new_rows, run.objective), (None, loop.PRETRAINING))
+    log = TurningLog(run.log, turning, (run.new_rows, run.objective), (None, stage.PRETRAINING))
     turning.log = log
     batches, done = run.batches.iterate, iter(range(steps))
     turning.batches = SimpleNamespace(

@@ -123,7 +123,9 @@ def main(settings: OverheadSettings) -> int:
 def _train_both(work: Path, steps: int) -> PairedLog:
     from colossal_llama2.engine import ranks
     from colossal_llama2.model.pretrained import load_for_training
-    from colossal_llama2.train import loop, pretrain
+    from colossal_llama2.train import loop, supervised
+    from colossal_llama2.train.opening import open_run
+    from colossal_llama2.train.pretrain import Pretraining
     from colossal_llama2.train.settings import (
         DataOptions,
         ModelOptions,
@@ -132,7 +134,6 @@ def _train_both(work: Path, steps: int) -> PairedLog:
         ParallelOptions,
         TrainSettings,
     )
-    from colossal_llama2.train.trained import plan_trained
 
     model_dir, corpus_dir = _inputs(work)
     settings = TrainSettings(
@@ -144,12 +145,10 @@ def _train_both(work: Path, steps: int) -> PairedLog:
         optimizer=OptimizerOptions(lr=1e-3, warmup_steps=0, seed=3),
         parallel=ParallelOptions(plugin="zero2", mixed_precision="fp32"),
     )
-    start = pretrain.find_starting_point(model_dir, "", settings.output.save_dir)
-    corpus = pretrain.open_inputs(settings, start)
-    trained = plan_trained(settings, start)
+    pretraining = Pretraining(settings)
+    opened = open_run(pretraining)
     ranks.launch(3)
-    identity = pretrain._identity(settings, corpus, trained)
-    run, position = pretrain.build(settings, start, trained, corpus, identity, None)
+    run, position = supervised.build(pretraining, opened)
     run.session.scheduler.lr_lambdas[:] = [lambda step: 1.0] * len(run.session.scheduler.lr_lambdas)
     bare_model = load_for_training(model_dir, "fp32", use_flash_attn=False).train()
     log = PairedLog(run.log, BareLoop(bare_model, _endless(run.batches), 1e-3))

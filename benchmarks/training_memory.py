@@ -32,7 +32,7 @@ from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import decay_groups, freeze_all_but_embeddings
 from colossal_llama2.model.model_shape import ModelShape, shape_of
 from colossal_llama2.model.pretrained import choose_attention, recompute_activations
-from colossal_llama2.train.loop import PRETRAINING
+from colossal_llama2.train.stage import PRETRAINING
 
 STEPS = 2  # the last one is measured: moments come with the first update
 _MARK = "measured step"

@@ -129,7 +129,8 @@ def _serve() -> None:
     compat.install()
     from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM  # noqa: F401
 
-    from colossal_llama2.train import flops, pretrain  # noqa: F401
+    from colossal_llama2.align import stages  # noqa: F401
+    from colossal_llama2.train import flops
 
     _import_what_comes_late()
     flops._MEASURED_SIZE, flops._MEASURED_SECONDS = 64, 0.001

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -27,12 +28,26 @@ _CONFIG_FLAG = "--config"
 _CONFIG_HELP = "--config FILE.yaml reads any of these by the same names; a flag wins over the file."
 
 
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[Settings]):
+    """What a command line is parsed into, and what is run with it; `note` is told at the head of its help."""
+
+    settings_type: type[Settings]
+    main: Callable[[Settings], int | None]
+    note: str = ""
+
+
 def run(
     settings_type: type[Settings],
     main: Callable[[Settings], int | None],
     leave: Callable[[int], Any] = sys.exit,
 ) -> None:
-    """Parse the command line into `settings_type`, run `main`, and leave the process.
+    """Parse the command line into `settings_type`, run `main`, and leave the process; see `run_chosen`."""
+    run_chosen(lambda arguments: Command(settings_type, main), leave)
+
+
+def run_chosen(choose: Callable[[Sequence[str]], Command[Any]], leave: Callable[[int], Any] = sys.exit) -> None:
+    """Let the command line choose a command, parse it, run the command's `main`, and leave the process.
 
     Exit codes: what `main` returns (0 for None), 2 after one ``error:`` line for an `InputError` or an impossible
     command line, 1 after a traceback for anything else. Of several ranks only the first one speaks. `leave` ends the
@@ -40,8 +55,9 @@ def run(
     """
     _cut_pipes_quietly()
     try:
-        settings = parse(settings_type, sys.argv[1:])
-        code = main(settings) or 0
+        command = choose(sys.argv[1:])
+        settings = parse(command.settings_type, sys.argv[1:], command.note)
+        code = command.main(settings) or 0
     except InputError as error:
         _complain(error)
         code = EXIT_USER_MISTAKE
@@ -56,8 +72,32 @@ def run(
     leave(code)
 
 
-def parse(settings_type: type[Settings], arguments: Sequence[str]) -> Settings:
+def chosen(name: str, arguments: Sequence[str], choices: Collection[str], default: str) -> str:
+    """Return the value of one flag before anything else is parsed, from the flags or from ``--config``'s file.
+
+    Raises:
+        InputError: it is not among the choices, or the file cannot be read.
+    """
+    own, config_file = _take_config_flag(list(arguments))
+    entries = [] if config_file is None else list(_read_yaml(config_file))
+    flat = [*(part for _, entry in entries for part in entry), *own]
+    value = default
+    for argument, following in itertools.pairwise([*flat, ""]):
+        flag, equals, given = argument.partition("=")
+        if flag == f"--{name}":
+            value = given if equals else following
+    if value not in choices:
+        raise InputError(f"--{name} is {value!r}", remedy=f"give one of {', '.join(choices)}")
+    return value
+
+
+def parse(settings_type: type[Settings], arguments: Sequence[str], note: str = "") -> Settings:
     """Build the settings from flags, and from the YAML file that ``--config`` names; a flag wins over the file.
+
+    Args:
+        settings_type: what to build.
+        arguments: the command line without the program's name.
+        note: a paragraph for the help.
 
     Raises:
         InputError: an unknown, missing or malformed flag or YAML entry.
@@ -66,14 +106,14 @@ def parse(settings_type: type[Settings], arguments: Sequence[str]) -> Settings:
     own, config_file = _take_config_flag(list(arguments))
     names = {name for name, _ in flags(settings_type)}
     _refuse_other_spellings(own, names)
-    from_file = [] if config_file is None else _read_yaml(config_file, names)
+    from_file = [] if config_file is None else _known_entries(config_file, names)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 settings_type,
                 args=[*from_file, *own],
-                description=f"{(settings_type.__doc__ or '').strip()}\n\n{_CONFIG_HELP}",
+                description="\n\n".join(filter(None, ((settings_type.__doc__ or "").strip(), note, _CONFIG_HELP))),
                 use_underscores=True,
                 console_outputs=is_speaking_rank() or not {"-h", "--help"} & set(own),
                 config=(tyro.conf.OmitArgPrefixes,),
@@ -172,8 +212,21 @@ def _refuse_other_spellings(arguments: list[str], names: set[str]) -> None:
             raise InputError(f"unknown flag {flag}", remedy=f"write --{flag[2:].replace('-', '_')}")
 
 
-def _read_yaml(path: Path, names: set[str]) -> list[str]:
-    """Turn a YAML mapping into flags, leaving every scalar a string so that ``1e-4`` is parsed as the flag would be."""
+def _known_entries(path: Path, names: set[str]) -> list[str]:
+    arguments: list[str] = []
+    for (name, line), entry in _read_yaml(path):
+        if name not in names:
+            raise InputError(f"unknown setting {name!r}", path=path, line=line, remedy="see --help")
+        arguments += entry
+    return arguments
+
+
+def _read_yaml(path: Path) -> Iterator[tuple[tuple[str, int], list[str]]]:
+    """Turn a YAML mapping into flags, leaving every scalar a string so that ``1e-4`` is parsed as the flag would be.
+
+    Yields:
+        Name and line of each entry, and the flag it stands for.
+    """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
     except OSError as error:
@@ -183,16 +236,12 @@ def _read_yaml(path: Path, names: set[str]) -> list[str]:
         line = None if mark is None else mark.line + 1
         raise InputError(f"not YAML ({getattr(error, 'problem', error)})", path=path, line=line) from None
     if root is None:
-        return []
+        return
     if not isinstance(root, yaml.MappingNode):
         raise InputError("not a mapping", path=path, line=1, remedy="write one `name: value` a line")
-    arguments: list[str] = []
     for key, value in root.value:
         line = key.start_mark.line + 1
-        if key.value not in names:
-            raise InputError(f"unknown setting {key.value!r}", path=path, line=line, remedy="see --help")
-        arguments += _yaml_entry(key.value, value, path, line)
-    return arguments
+        yield (str(key.value), line), _yaml_entry(key.value, value, path, line)
 
 
 def _yaml_entry(name: str, value: yaml.Node, path: Path, line: int) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +181,59 @@ def tiny_adapter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: P
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32), config)
     model.save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """A finished run: its exit code, what it printed, and its metrics."""
+
+    code: int
+    output: str
+    save_dir: Path
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.save_dir / "run" / "metrics.jsonl").read_text().splitlines()]
+
+    def curve(self) -> list[tuple[float, ...]]:
+        """What must be equal between runs: step, loss, gradient norm, learning rate, tokens."""
+        names = ("step", "loss", "grad_norm", "lr", "tokens")
+        return [tuple(line[name] for name in names) for line in self.metrics]
+
+
+def load_benchmark(name: str) -> Any:
+    """Import a module of benchmarks/ by its place: tests and benchmarks share it, and neither is a package's part."""
+    specification = importlib.util.spec_from_file_location(
+        name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def warm_ranks() -> Iterator[Any]:
+    """Give ranks that have imported everything already: most of the seconds of a tiny run are imports."""
+    with load_benchmark("warm_ranks").WarmRanks() as warm:
+        yield warm
+
+
+@pytest.fixture(scope="session")
+def parity_reference() -> Any:
+    """Give the one training loop in plain PyTorch that everything is compared with."""
+    return load_benchmark("parity_reference")
+
+
+@pytest.fixture(scope="session")
+def run_train(warm_ranks: Any) -> Callable[..., TrainRun]:
+    """Give a function that runs train.py on a number of ranks with the flags given, and returns what came of it."""
+
+    def run(ranks: int, save_dir: Path, *flags: object) -> TrainRun:
+        done = warm_ranks.run(ranks, flags)
+        return TrainRun(done.code, done.output, save_dir)
+
+    return run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from colossal_llama2.align.stages import DEFAULT, STAGES
 from colossal_llama2.chat.generate import GenerateSettings
 from colossal_llama2.chat.making_settings import GenerateDatasetSettings
 from colossal_llama2.dataset.inspect_dataset import InspectSettings
@@ -22,7 +23,6 @@ from colossal_llama2.report.evaluate import EvaluateSettings
 from colossal_llama2.tokenizer import init_tokenizer
 from colossal_llama2.tokenizer.mine_pieces import MineSettings
 from colossal_llama2.train.plan import PlanSettings
-from colossal_llama2.train.settings import TrainSettings
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
 COMMANDS = {
@@ -33,7 +33,10 @@ COMMANDS = {
     "tools/prepare_pretrain_dataset.py": PrepareSettings,
     "tools/prepare_dataset.py": PrepareSetSettings,
     "tools/inspect_dataset.py": InspectSettings,
-    "train.py": TrainSettings,
+    **{
+        "train.py" if name == DEFAULT else f"train.py --stage {name}": settings_type
+        for name, (settings_type, _, _) in STAGES.items()
+    },
     "tools/plan.py": PlanSettings,
     "tools/merge_lora.py": MergeSettings,
     "tools/launch.py": LaunchSettings,

@@ -23,6 +23,7 @@ class Batch:
         max_seq_len: longest piece, in tokens.
         document_lengths: lengths of the pieces, padding not among them.
         num_learned: labels that are not -100.
+        document_ends: [D] int64, where the last token of each of those pieces stands in the flattened B * S.
     """
 
     input_ids: torch.Tensor
@@ -32,6 +33,7 @@ class Batch:
     max_seq_len: int
     document_lengths: list[int]
     num_learned: int
+    document_ends: torch.Tensor
 
 
 def filler_row() -> Row:
@@ -56,6 +58,7 @@ def collate(rows: Sequence[Row], pad_token_id: int = 0, length: int | None = Non
     position_ids = np.zeros(shape, dtype=np.int64)
     segments: list[int] = []
     documents: list[int] = []
+    ends: list[int] = []
     for number, row in enumerate(rows):
         used = len(row.input_ids)
         starts = np.cumsum(row.seq_lens) - row.seq_lens
@@ -65,6 +68,7 @@ def collate(rows: Sequence[Row], pad_token_id: int = 0, length: int | None = Non
         position_ids[number, :used] = np.arange(used) - np.repeat(starts, row.seq_lens)
         position_ids[number, used:] = np.arange(width - used)
         documents += row.seq_lens.tolist()
+        ends += (number * width + starts + row.seq_lens - 1).tolist()
         segments += row.seq_lens.tolist() + ([width - used] if used < width else [])
     return Batch(
         input_ids=torch.from_numpy(input_ids),
@@ -74,4 +78,5 @@ def collate(rows: Sequence[Row], pad_token_id: int = 0, length: int | None = Non
         max_seq_len=max(segments),
         document_lengths=documents,
         num_learned=int((labels != IGNORED).sum()),
+        document_ends=torch.tensor(ends, dtype=torch.int64),
     )

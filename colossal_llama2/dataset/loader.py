@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,7 +12,10 @@ import numpy as np
 from colossal_llama2.dataset.batches import Batch, collate, filler_row
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.order import epoch_order
+from colossal_llama2.dataset.parts import Row
 
+Collate = Callable[[Sequence[Row], int, int | None], Batch]
+"""Makes a micro-batch of rows, the padding token, and the length to pad to if it is fixed."""
 _FILLER = -1
 _PREFETCHED_STEPS = 2
 
@@ -63,11 +66,17 @@ class GlobalBatches:
     Step g takes rows g * G to (g + 1) * G of the epoch's order, with G = ranks * micro-batch size * accumulation steps.
     Which rows a step sees depends on G alone, so a run can go on with other ranks from the number of rows it has done.
     The last global batch of an epoch may be smaller: filler rows that weigh nothing take the empty places.
+
+    Args:
+        corpus: the rows.
+        settings: how they are divided.
+        stack: makes a micro-batch of rows.
     """
 
-    def __init__(self, corpus: PreparedCorpus, settings: LoaderSettings) -> None:
+    def __init__(self, corpus: PreparedCorpus, settings: LoaderSettings, stack: Collate = collate) -> None:
         self.corpus = corpus
         self.settings = settings
+        self._stack = stack
         self.rows_per_step = settings.world_size * settings.micro_batch_size * settings.accumulation_steps
         self.steps_per_epoch = -(-corpus.num_rows // self.rows_per_step)
 
@@ -102,7 +111,7 @@ class GlobalBatches:
             :, settings.rank
         ]
         micro_batches = [
-            collate(
+            self._stack(
                 [filler_row() if row == _FILLER else self.corpus.row(int(row)) for row in micro_batch],
                 settings.pad_token_id,
                 settings.length,

@@ -21,6 +21,7 @@ import orjson
 import pyarrow as pa
 
 COLUMNS = ("input_ids", "labels", "seq_lens")
+RANKED_COLUMNS = (*COLUMNS, "ranks")
 IGNORED = -100
 ARROW_FILE = "data-00000-of-00001.arrow"
 _ROWS_PER_BATCH = 256
@@ -34,11 +35,13 @@ class Row:
         input_ids: [T] int32.
         labels: [T] int32, -100 where nothing is learned.
         seq_lens: [N] int32, lengths of the pieces of documents in it, in order, summing to T.
+        ranks: [N] int32, which piece is the better answer, 0 the best; None where nothing is compared.
     """
 
     input_ids: npt.NDArray[np.int32]
     labels: npt.NDArray[np.int32]
     seq_lens: npt.NDArray[np.int32]
+    ranks: npt.NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True)
@@ -185,20 +188,24 @@ class _HashedFile(io.RawIOBase):
 class PartReader:
     """Reads rows of a bucket from the memory-mapped Arrow file, by number.
 
+    Args:
+        folder: the bucket's.
+        columns: which it must have, in this order, and no others.
+
     Raises:
         OSError: the file is not there.
         ValueError: it is not a whole Arrow file, or does not hold our columns.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, columns: Sequence[str] = COLUMNS) -> None:
         # The arrays outlive the open file: a corpus may have more parts than a process may open files.
         with pa.memory_map(str(folder / ARROW_FILE)) as source:
             reader = pa.ipc.open_stream(source)
-            if not reader.schema.equals(_schema()):
-                raise ValueError(f"its columns are not {', '.join(COLUMNS)} as lists of int32")
+            if not reader.schema.equals(_schema(columns)):
+                raise ValueError(f"its columns are not {', '.join(columns)} as lists of int32")
             batches = list(_batches(reader))
         self._columns = [
-            tuple(_as_arrays(batch.column(batch.schema.get_field_index(c))) for c in COLUMNS) for batch in batches
+            tuple(_as_arrays(batch.column(batch.schema.get_field_index(c))) for c in columns) for batch in batches
         ]
         self._firsts = np.concatenate([[0], np.cumsum([batch.num_rows for batch in batches])]).astype(np.int64)
 
@@ -221,10 +228,10 @@ def _as_arrays(column: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32
     return column.values.to_numpy(), column.offsets.to_numpy()
 
 
-def _features() -> dict[str, Any]:
-    return {name: {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"} for name in COLUMNS}
+def _features(columns: Sequence[str] = COLUMNS) -> dict[str, Any]:
+    return {name: {"feature": {"dtype": "int32", "_type": "Value"}, "_type": "List"} for name in columns}
 
 
-def _schema() -> Any:
-    fields = [pa.field(name, pa.list_(pa.int32())) for name in COLUMNS]
-    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": _features()}})})
+def _schema(columns: Sequence[str] = COLUMNS) -> Any:
+    fields = [pa.field(name, pa.list_(pa.int32())) for name in columns]
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": _features(columns)}})})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.master_weights import boosted_module
-from colossal_llama2.engine.writing import Writing, write_weights
+from colossal_llama2.engine.writing import Writing, write_text, write_weights
 from colossal_llama2.model.adapter_files import CONFIG_FILE, WEIGHTS_FILE, weights_fingerprint, write_small_files
 from colossal_llama2.model.lora import LoraPlan, adapter_key
+from colossal_llama2.tokenizer.folder import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from colossal_llama2.engine.session import Session
@@ -29,16 +30,19 @@ class Adapter:
         plan: the adapter; its shapes name every tensor that must be in a saved file.
         base_model_dir: the base, whose tokenizer goes with the adapter.
         base_fingerprint: of its weights.
+        changed_files: texts of tokenizer files that are to be others than the base's.
     """
 
     plan: LoraPlan
     base_model_dir: Path
     base_fingerprint: str
+    changed_files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: LoraPlan, base_model_dir: Path) -> Adapter:
-        """Describe an adapter on a base."""
-        return cls(plan, base_model_dir, weights_fingerprint(base_model_dir))
+    def of(cls, plan: LoraPlan, base_model_dir: Path, changed_files: Mapping[str, str]) -> Adapter:
+        """Describe an adapter on a base; of the files changed those of the tokenizer count."""
+        changed = {name: text for name, text in changed_files.items() if name in TOKENIZER_FILES}
+        return cls(plan, base_model_dir, weights_fingerprint(base_model_dir), changed)
 
 
 def attach_adapter(session: Session, adapter: Adapter) -> None:
@@ -82,6 +86,8 @@ def snapshot_adapter(session: Session, folder: Path, writing: Writing) -> list[P
         writing.add(partial(write_weights, folder / WEIGHTS_FILE, whole))
         config = adapter.plan.config(adapter.base_model_dir)
         writing.add(partial(write_small_files, folder, config, adapter.base_model_dir, adapter.base_fingerprint))
+        for name, text in adapter.changed_files.items():
+            writing.add(partial(write_text, folder / name, text))
     return [folder / WEIGHTS_FILE, folder / CONFIG_FILE]
 
 

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file
@@ -42,11 +44,17 @@ from colossal_llama2.engine.snapshot import (
 from colossal_llama2.engine.writing import flush, write_pickled, write_text, write_weights
 from colossal_llama2.errors import InputError
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _STREAMED_PLUGINS: tuple[str, ...] = ("zero2", "zero2_cpu", "ddp", "gemini", "gemini_auto")
 
 
 def begin_checkpoint(
-    session: Session, save_dir: Path, name: str, model_files_dir: Path, in_background: bool = False
+    session: Session,
+    save_dir: Path,
+    name: str,
+    model_files_dir: Path,
+    in_background: bool = False,
+    changed_files: Mapping[str, str] = _NOTHING,
 ) -> PendingSave:
     """Copy everything a resume needs, and have it written; training may go on as soon as this returns.
 
@@ -59,9 +67,11 @@ def begin_checkpoint(
         model_files_dir: model folder whose configuration and tokenizer go beside the weights.
         in_background: hold the copy in host memory and write it in a thread. Takes this rank's share of 12 bytes a
             parameter; without, room for one file.
+        changed_files: texts of small files of the model folder that are to be others than in `model_files_dir`.
     """
     save = PendingSave(save_dir / name, in_background)
-    _save_modeling(session, save, save.work / "modeling", model_files_dir, dtype=None)
+    write = partial(_complete_model_folder, model_files_dir=model_files_dir, changed_files=changed_files)
+    _save_modeling(session, save, save.work / "modeling", write, dtype=None)
     if session.settings.plugin in _STREAMED_PLUGINS:
         save.expected += snapshot_optimizer(session, save.work / "optimizer", save.writing)
     else:
@@ -87,20 +97,31 @@ def save_checkpoint(session: Session, state: RunningState, save_dir: Path, model
     return save.target
 
 
-def save_model(session: Session, target: Path, model_files_dir: Path, dtype: torch.dtype) -> None:
+def save_model(
+    session: Session,
+    target: Path,
+    model_files_dir: Path,
+    dtype: torch.dtype,
+    changed_files: Mapping[str, str] = _NOTHING,
+) -> None:
     """Write the finished model as a complete model folder in `dtype`, replacing one that a former run left there.
 
     Raises:
         SaveError: it could not be written.
     """
     save = PendingSave(target, in_background=False)
-    _save_modeling(session, save, save.work, model_files_dir, dtype)
+    write = partial(_complete_model_folder, model_files_dir=model_files_dir, changed_files=changed_files)
+    _save_modeling(session, save, save.work, write, dtype)
     save.writing.start()
     save.complete()
 
 
 def _save_modeling(
-    session: Session, save: PendingSave, folder: Path, model_files_dir: Path, dtype: torch.dtype | None
+    session: Session,
+    save: PendingSave,
+    folder: Path,
+    complete: Callable[[Path, torch.dtype], None],
+    dtype: torch.dtype | None,
 ) -> None:
     """Write the model folder of a checkpoint (`dtype` None: as exact as it is) or of the finished model."""
     if session.adapter is not None:
@@ -110,7 +131,7 @@ def _save_modeling(
     files, stored = write(session, folder, save.writing, dtype)
     save.expected += files
     if ranks.is_first():
-        save.writing.add(partial(_complete_model_folder, folder, model_files_dir, stored))
+        save.writing.add(partial(complete, folder, stored))
 
 
 def _load_modeling(session: Session, folder: Path) -> None:
@@ -185,13 +206,17 @@ def _refuse_missing_weights(session: Session, model_dir: Path) -> None:
         )
 
 
-def _complete_model_folder(folder: Path, model_files_dir: Path, dtype: torch.dtype) -> None:
+def _complete_model_folder(
+    folder: Path, dtype: torch.dtype, model_files_dir: Path, changed_files: Mapping[str, str]
+) -> None:
     """Add configuration and tokenizer to saved weights, and state the dtype that is there."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(model_files_dir.iterdir()):
         if path.is_file() and path.name != "settings.yaml" and not _is_weight_file(path.name):
             shutil.copyfile(path, folder / path.name)
             flush(folder / path.name)
+    for name, text in changed_files.items():
+        write_text(folder / name, text)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")

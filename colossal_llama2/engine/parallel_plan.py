@@ -91,6 +91,8 @@ def check_model(settings: PluginSettings, model: Any) -> None:
 def _refuse_special_embeddings(model: Any) -> None:
     """A subclass does more than look up and multiply (Gemma's embedding scales); dividing it would lose that."""
     for module, plain in ((model.get_input_embeddings(), nn.Embedding), (model.get_output_embeddings(), nn.Linear)):
+        if module is None:  # a model that scores: its head has one row, and every rank holds it
+            continue
         if type(module) is not plain:
             raise InputError(
                 f"{type(model).__name__} has a {type(module).__name__}, which cannot be divided over ranks",

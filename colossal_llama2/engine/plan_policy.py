@@ -55,7 +55,7 @@ class PlanPolicy(Policy):
     def preprocess(self) -> nn.Module:
         """Remember whether the head shares the embedding's weight, before anything is swapped."""
         head = self.model.get_output_embeddings()
-        self.tied = head.weight is self.model.get_input_embeddings().weight
+        self.tied = head is not None and head.weight is self.model.get_input_embeddings().weight
         model: nn.Module = self.model  # what is returned is what gets divided
         return model
 

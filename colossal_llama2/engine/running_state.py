@@ -22,6 +22,7 @@ class RunIdentity:
     corpus_fingerprint: str
     trained_parameters: str
     seed: int
+    stage: str = "pretrain"  # what a checkpoint is of that does not say
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def refuse_misfit(state: RunningState, identity: RunIdentity, checkpoint_dir: Pa
         "corpus_fingerprint": "other data",
         "trained_parameters": "other weights in training ({theirs}, not {ours})",
         "seed": "--seed {theirs}, not {ours}",
+        "stage": "--stage {theirs}, not {ours}",
     }
     for entry in fields(RunIdentity):
         theirs, ours = getattr(state.identity, entry.name), getattr(identity, entry.name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -146,6 +146,30 @@ class Session:
             total += loss.detach()
         if self.settings.plugin == "3d" and self.plugin.zero_stage == 0:
             self.model.sync_dp_grads()
+        return total
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Inside, nothing is dropped out and no gradient is kept; afterwards the random state is what it was.
+
+        To be entered between steps. Gemini that moves weights (``gemini_auto``) must have done one step before.
+        """
+        self.model.eval()
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                yield
+        finally:
+            self.model.train()
+
+    def measure(self, micro_batches: Sequence[BatchType], objective: Objective[BatchType]) -> torch.Tensor:
+        """Return the sum of this rank's losses, as `learn` does, inside `measuring`; nothing is learned."""
+        total = torch.zeros((), device=ranks.device())
+        if self.settings.pp > 1:
+            return self._learn_in_pipeline(micro_batches, objective, 0.0, total)
+        for micro_batch in micro_batches:
+            output = self.forward(**objective.inputs(micro_batch))
+            total += objective.loss_sum(output, micro_batch, self.cross_entropies)
         return total
 
     def backward(self, loss: torch.Tensor) -> None:

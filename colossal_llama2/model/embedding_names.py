@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from colossal_llama2.errors import InputError
+
+SCORE_HEAD: Final = "score"
+"""transformers' name for the head of a model that scores a text instead of predicting its tokens."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +59,37 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     bias_name = None
     if getattr(output, "bias", None) is not None:
         bias_name = _as_stored(f"{modules[id(output)]}.bias", prefix, stored)
-    missing = (input_name is None and output_name is None) if tied else (input_name is None or output_name is None)
+    if f"{SCORE_HEAD}.weight" in stored:  # a model that scores has another head
+        missing = input_name is None
+    elif tied:
+        missing = input_name is None and output_name is None
+    else:
+        missing = input_name is None or output_name is None
     if missing:
         what = "input embedding" if input_name is None else "output head"
         raise InputError(f"the {what} is not among the weights", path=model_dir, remedy="fetch the model again")
     return EmbeddingNames(input_name, output_name, bias_name, frozenset(spelled if tied else ()))
 
 
-def build_without_memory(model_dir: Path) -> Any:
+def build_without_memory(model_dir: Path, scores: bool = False) -> Any:
     """Build a causal language model from its configuration on torch's meta device: every shape, not a single weight.
+
+    Args:
+        model_dir: its folder.
+        scores: give it a head that scores in the place of the one that predicts tokens.
 
     Raises:
         InputError: the folder has no configuration of a causal language model that transformers knows.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     try:
         config = AutoConfig.from_pretrained(str(model_dir), local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            if scores:
+                config.num_labels = 1
+            kind = AutoModelForSequenceClassification if scores else AutoModelForCausalLM
+            model = kind.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -6,7 +6,7 @@ The layers are peft's own, put into transformers' model in place: everything els
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.model.embedding_names import build_without_memory
+from colossal_llama2.model.embedding_names import SCORE_HEAD, build_without_memory
 from colossal_llama2.model.freezing import embedding_modules, embedding_parameters
 from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 
@@ -33,6 +33,7 @@ class LoraPlan:
         targets: last parts of the names of the linear layers that get an adapter, sorted.
         embeddings: input embedding and output head are trained in full beside it.
         shapes: what is trained, by its name in peft's file.
+        scores: the model has a head that scores, which is trained in full beside the adapter.
     """
 
     rank: int
@@ -41,6 +42,7 @@ class LoraPlan:
     targets: tuple[str, ...]
     embeddings: bool
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    scores: bool = False
 
     def config(self, base_model_dir: Path) -> dict[str, Any]:
         """Return the content of ``adapter_config.json``."""
@@ -49,6 +51,8 @@ class LoraPlan:
             base_model_name_or_path=str(base_model_dir.absolute()),
             inference_mode=True,
             target_modules=list(self.targets),  # peft holds a set, whose order differs from run to run
+            task_type="SEQ_CLS" if self.scores else "CAUSAL_LM",
+            modules_to_save=[SCORE_HEAD] if self.scores else None,
         )
         return {name: value.value if hasattr(value, "value") else value for name, value in content.items()}
 
@@ -107,6 +111,16 @@ def plan_lora(
     return LoraPlan(rank, alpha, dropout, chosen, embeddings, shapes)
 
 
+def with_score_head(plan: LoraPlan, model_dir: Path) -> LoraPlan:
+    """Return a plan for the same model with a head that scores in the place of the one that predicts tokens."""
+    shapes = {name: tuple(p.shape) for name, p in build_without_memory(model_dir, scores=True).named_parameters()}
+    head = f"{SCORE_HEAD}.weight"
+    kept = {
+        key: shape for key, shape in plan.shapes.items() if "lora_" in key or key.removeprefix(KEY_PREFIX) in shapes
+    }
+    return replace(plan, shapes={**kept, KEY_PREFIX + head: shapes[head]}, scores=True)
+
+
 def embeddings_learn(choice: str, model_dir: Path) -> bool:
     """Decide what ``yes``, ``no`` or ``auto`` means for a base: auto trains them where the vocabulary was expanded."""
     return choice == "yes" or (choice == "auto" and (model_dir / EXPANSION_FILE).is_file())
@@ -131,6 +145,8 @@ def add_lora(model: nn.Module, plan: LoraPlan, seed: int) -> None:
     if plan.embeddings:
         for parameter in embedding_parameters(model):
             parameter.requires_grad_(True)
+    if plan.scores:
+        model.get_submodule(SCORE_HEAD).requires_grad_(True)
     trained = trained_parameters(model)
     assert {key: tuple(p.shape) for key, p in trained.items()} == dict(plan.shapes), "peft made what was planned"
     for key, parameter in trained.items():

@@ -128,6 +128,21 @@ def copy_tokenizer_files(source: Path, target: Path) -> list[str]:
     return copied
 
 
+def with_chat_template(folder: Path, template: str) -> dict[str, str]:
+    """Return the texts of the files of a tokenizer folder that must change for it to have another chat template.
+
+    Args:
+        folder: as it is.
+        template: the template, in jinja.
+    """
+    files = {TEMPLATE_FILE: template}
+    for name in (CONFIG_FILE, "chat_template.json"):  # older readers look there
+        if name == CONFIG_FILE or (folder / name).is_file():
+            changed = {**_read_object(folder / name), "chat_template": template}
+            files[name] = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
+    return files
+
+
 def _added_tokens(path: Path, settings: dict[str, Any], markers: set[str]) -> dict[int, MarkerToken]:
     added: dict[int, MarkerToken] = {}
     if (path / JSON_FILE).is_file():

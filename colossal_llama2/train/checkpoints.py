@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,14 @@ class SavePolicy:
         model_files_dir: model folder whose configuration and tokenizer go with the weights.
         keep: how many of the newest stay, 0 for all.
         in_background: copy the state, and write it while training goes on.
+        changed_files: texts of small files that go with the weights in the place of the folder's own.
     """
 
     save_dir: Path
     model_files_dir: Path
     keep: int = 0
     in_background: bool = False
+    changed_files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,7 +106,12 @@ class Checkpoints:
         name = checkpoint_name(position.epoch, position.step)
         policy, state = self.policy, self._state(position)
         pending = begin_checkpoint(
-            self.session, policy.save_dir, name, policy.model_files_dir, in_background=policy.in_background
+            self.session,
+            policy.save_dir,
+            name,
+            policy.model_files_dir,
+            in_background=policy.in_background,
+            changed_files=policy.changed_files,
         )
         self._pending = pending, state, position
         if not policy.in_background:
@@ -161,7 +168,7 @@ class Checkpoints:
         self.complete()
         target = self.policy.save_dir / (MODELING if self.session.adapter is None else ADAPTER)
         try:
-            save_model(self.session, target, self.policy.model_files_dir, dtype)
+            save_model(self.session, target, self.policy.model_files_dir, dtype, self.policy.changed_files)
         except SaveError as error:
             raise InputError(
                 f"the finished model could not be written ({error}); {self.way_back()}",

@@ -20,10 +20,10 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_file
 from colossal_llama2.train.checkpoints import ADAPTER, MODELING, StartingPoint
 from colossal_llama2.train.run_log import METRICS_FILE
-from colossal_llama2.train.settings import TrainSettings
+from colossal_llama2.train.settings import StageSettings
 
 
-def check_folders(settings: TrainSettings, start: StartingPoint) -> None:
+def check_folders(settings: StageSettings, start: StartingPoint) -> None:
     """Refuse outputs that cannot be written, or that are another run's; changes nothing.
 
     A checkpoint may be continued in its own folder; anywhere else it is a new run like any other.
@@ -48,8 +48,9 @@ def check_folders(settings: TrainSettings, start: StartingPoint) -> None:
             path=former[0].parent,
             remedy="resume it with --load_checkpoint latest, choose another folder, or pass --overwrite",
         )
+    evaluated = settings.evaluation.eval_dataset
     for source in filter(
-        None, (settings.model.pretrained, start.weights_dir, start.adapter_dir, *settings.data.dataset)
+        None, (settings.model.pretrained, start.weights_dir, start.adapter_dir, *settings.data.dataset, *evaluated)
     ):
         for path in former:
             if source.resolve().is_relative_to(path.resolve()):
@@ -60,7 +61,7 @@ def check_folders(settings: TrainSettings, start: StartingPoint) -> None:
                 )
 
 
-def prepare_folders(settings: TrainSettings, start: StartingPoint) -> None:
+def prepare_folders(settings: StageSettings, start: StartingPoint) -> None:
     """Discard what `check_folders` let pass, make the folders, and write the settings down; for one rank alone."""
     output = settings.output
     output.save_dir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def prepare_folders(settings: TrainSettings, start: StartingPoint) -> None:
             work.write_text(settings_to_repeat(settings, start), encoding="utf-8")
 
 
-def settings_to_repeat(settings: TrainSettings, start: StartingPoint) -> str:
+def settings_to_repeat(settings: StageSettings, start: StartingPoint) -> str:
     """Write a run's settings as YAML for ``--config``, with what is not to be done again by itself as a remark.
 
     That is discarding an earlier run, and resuming a checkpoint. Weights to start from stay: they are an input.
@@ -111,12 +112,12 @@ def _discard(path: Path) -> None:
         remove_checkpoint(path)
 
 
-def _continues_here(settings: TrainSettings, start: StartingPoint) -> bool:
+def _continues_here(settings: StageSettings, start: StartingPoint) -> bool:
     checkpoint = start.checkpoint_dir
     return checkpoint is not None and checkpoint.resolve().parent == settings.output.save_dir.resolve()
 
 
-def _former_run(settings: TrainSettings, start: StartingPoint) -> Iterator[Path]:
+def _former_run(settings: StageSettings, start: StartingPoint) -> Iterator[Path]:
     """Yield what an earlier run left: checkpoints, model, metrics; never anything else that lies beside them.
 
     A checkpoint continued in another folder goes on with the metrics that are there.

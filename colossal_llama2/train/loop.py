@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.dataset.loader import GlobalBatches, StepBatch
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.session import CrossEntropies, Objective, Session, StepOutcome
+from colossal_llama2.engine.session import Objective, Session, StepOutcome
 from colossal_llama2.train.checkpoints import Checkpoints, Position
+from colossal_llama2.train.evaluation import Evaluation
 from colossal_llama2.train.flatness import FlatnessWatch
 from colossal_llama2.train.flops import StepFlops
-from colossal_llama2.train.losses import next_token_loss_sum
 from colossal_llama2.train.row_watch import RowWatch, StepLosses
 from colossal_llama2.train.run_log import RunLog, StepMetrics
+from colossal_llama2.train.stage import Figures, Measured, Stage
 from colossal_llama2.train.stopping import NonFiniteError, StopRequest
 
 MAX_CONSECUTIVE_OVERFLOWS = 50
@@ -30,6 +30,8 @@ class Run:
 
     Attributes:
         session: the boosted model.
+        stage: what is done.
+        measured: its loss and figures, which `objective` is made of.
         batches: this rank's share of every global batch.
         objective: what the model is asked for.
         checkpoints: writes checkpoints and knows the last one.
@@ -42,9 +44,12 @@ class Run:
         peak_flops: of all ranks together, in FLOP/s.
         new_rows: watches the rows that the vocabulary was expanded by, if there are any that learn.
         flatness: watches the loss of a stage that trains the embeddings alone.
+        evaluation: measures the model on what it never learns from, if there is any.
     """
 
     session: Session
+    stage: Stage
+    measured: Measured
     batches: GlobalBatches
     objective: Objective[Batch]
     checkpoints: Checkpoints
@@ -57,12 +62,14 @@ class Run:
     peak_flops: float
     new_rows: RowWatch | None = None
     flatness: FlatnessWatch | None = None
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)
 class _Totals:
     """Sums over all ranks for one step."""
 
+    losses: int
     learned_tokens: int
     tokens: int
     flops: float
@@ -70,6 +77,15 @@ class _Totals:
     stop: bool
     over: bool
     written: bool
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """What a global batch gave: the mean loss, the stage's figures, and the sum of its losses on new tokens."""
+
+    mean: float = 0.0
+    figures: Figures = field(default_factory=dict)
+    new_sum: float = 0.0
 
 
 def train(run: Run, start: Position) -> tuple[Position, bool]:
@@ -98,16 +114,16 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
                 return position, True
             if totals.written:
                 run.checkpoints.complete()
-            loss, new_loss_sum = _accumulate(run, batch, totals.learned_tokens) if totals.learned_tokens else (0.0, 0.0)
-            _refuse_non_finite(run, loss, position, batch)
+            losses = _accumulate(run, batch, totals.losses) if totals.losses else _Losses()
+            _refuse_non_finite(run, losses.mean, position, batch)
             lr = run.session.learning_rate
             outcome = _step(run.session, totals)
             position = _advance(position, batch, totals)
             # ------------------------------------------------------------------------------------------------
-            overflows = overflows + 1 if outcome.skipped and totals.learned_tokens else 0
+            overflows = overflows + 1 if outcome.skipped and totals.losses else 0
             _refuse_broken_gradients(run, outcome, position, overflows)
-            metrics = _metrics(run, position, totals, outcome, (loss, lr, began, waiting_since))
-            _watch_and_log(run, metrics, totals, new_loss_sum)
+            metrics = _metrics(run, position, totals, outcome, (losses.mean, lr, began, waiting_since))
+            _watch_and_log(run, metrics, totals, losses)
             if run.save_interval and position.step % run.save_interval == 0:
                 run.checkpoints.save(position)
             if position.step >= run.total_steps:
@@ -117,28 +133,6 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
     return position, True
 
 
-def _pretraining_inputs(batch: Batch) -> dict[str, Any]:
-    device = ranks.device()
-    return {
-        "input_ids": batch.input_ids.to(device, non_blocking=True),
-        "position_ids": batch.position_ids.to(device, non_blocking=True),
-        "cu_seq_lens_q": batch.cu_seq_lens,
-        "cu_seq_lens_k": batch.cu_seq_lens,
-        "max_length_q": batch.max_seq_len,
-        "max_length_k": batch.max_seq_len,
-        "use_cache": False,
-    }
-
-
-def _pretraining_loss_sum(output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
-    labels = batch.labels.to(ranks.device(), non_blocking=True)
-    return next_token_loss_sum(output.logits, labels, cross_entropies)
-
-
-PRETRAINING = Objective(_pretraining_inputs, _pretraining_loss_sum)
-"""Predict every learned token of spliced rows."""
-
-
 def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
     """Agree on token counts, on whether anybody is to stop or all have written a checkpoint, in one call."""
     documents = [micro_batch.document_lengths for micro_batch in batch.micro_batches]
@@ -146,7 +140,8 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
     flops = sum(run.flops.of(sum(lengths), lengths) for lengths in documents)
     counts = float(run.session.mesh.speaks_for_rows)  # the ranks of a model that is divided see the same rows
     new_labels = 0 if run.new_rows is None else run.new_rows.look(batch.micro_batches)
-    learned, tokens_sum, flops_sum, new_sum, stops, overs, written = ranks.sum_over_ranks(
+    losses, learned, tokens_sum, flops_sum, new_sum, stops, overs, written = ranks.sum_over_ranks(
+        sum(run.stage.count(micro_batch) for micro_batch in batch.micro_batches) * counts,
         batch.num_learned * counts,
         tokens * counts,
         flops * counts,
@@ -156,6 +151,7 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
         float(run.checkpoints.written),
     )
     return _Totals(
+        losses=int(losses),
         learned_tokens=int(learned),
         tokens=int(tokens_sum),
         flops=flops_sum,
@@ -166,39 +162,40 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
     )
 
 
-def _accumulate(run: Run, batch: StepBatch, learned_tokens: int) -> tuple[float, float]:
-    """Run forward and backward over the micro-batches.
-
-    Returns:
-        The mean loss over the global batch, and the sum of its losses on new tokens, in nats.
-    """
+def _accumulate(run: Run, batch: StepBatch, count: int) -> _Losses:
+    """Run forward and backward over the micro-batches of a global batch with so many losses."""
     mesh = run.session.mesh
-    weight = mesh.data_size / learned_tokens  # gradients are averaged over data ranks: undo that, then divide
+    weight = mesh.data_size / count  # gradients are averaged over data ranks: undo that, then divide
     total = run.session.learn(batch.micro_batches, run.objective, weight)
     new = torch.zeros_like(total) if run.new_rows is None else run.new_rows.take_new_loss()
-    own = [value * mesh.speaks_for_loss for value in torch.stack((total, new)).tolist()]
-    loss_sum, new_sum = ranks.sum_over_ranks(*own)
-    return loss_sum / learned_tokens, new_sum
+    own = [*torch.stack((total, new)).tolist(), *run.measured.take()]
+    loss_sum, new_sum, *sums = ranks.sum_over_ranks(*(value * mesh.speaks_for_loss for value in own))
+    figures = run.stage.figures(dict(zip(run.stage.figure_names, sums, strict=True)), count)
+    return _Losses(loss_sum / count, figures, new_sum)
 
 
-def _watch_and_log(run: Run, metrics: StepMetrics, totals: _Totals, new_loss_sum: float) -> None:
+def _watch_and_log(run: Run, metrics: StepMetrics, totals: _Totals, losses: _Losses) -> None:
     """Let those who watch the run see a step, and log it; what they measure is not part of the step's time."""
     report, learned = None, totals.learned_tokens
     if run.flatness is not None and learned:
         run.flatness.after_step(metrics.step, metrics.loss)
     if run.new_rows is not None:
-        losses = StepLosses(metrics.loss * learned, learned, new_loss_sum, totals.new_labels, metrics.skipped)
-        report = run.new_rows.after_step(metrics.step, losses, last=metrics.step >= run.total_steps)
+        of_step = StepLosses(metrics.loss * learned, learned, losses.new_sum, totals.new_labels, metrics.skipped)
+        report = run.new_rows.after_step(metrics.step, of_step, last=metrics.step >= run.total_steps)
+    figures = dict(losses.figures)
+    last = metrics.step >= run.total_steps or (run.flatness is not None and run.flatness.over)
+    if run.evaluation is not None and run.evaluation.is_due(metrics.step, last):
+        figures |= run.evaluation.measure()
     if run.log is None:
         return
-    run.log.step(metrics if report is None else replace(metrics, new_rows=report.figures()))
+    run.log.step(replace(metrics, figures=figures, new_rows={} if report is None else report.figures()))
     if report is not None:
         texts = {f"new_rows/{name}/neighbours": table for name, table in report.neighbours.items()}
         run.log.remark(metrics.step, report.line(), texts)
 
 
 def _step(session: Session, totals: _Totals) -> StepOutcome:
-    if totals.learned_tokens:
+    if totals.losses:
         return session.step()
     session.skip_step()  # decay and momentum must not move weights on a batch that teaches nothing
     return StepOutcome(grad_norm=0.0, skipped=True)

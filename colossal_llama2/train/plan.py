@@ -20,7 +20,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.lora import embeddings_learn
 from colossal_llama2.model.model_shape import ModelShape, read_model_shape
 from colossal_llama2.outputs import refuse_existing, whole_file
-from colossal_llama2.train.settings import TrainSettings
+from colossal_llama2.train.settings import StageSettings
 
 EXIT_DOES_NOT_FIT = 1
 _DEFAULT_DEVICE_MEMORY = 80.0
@@ -106,7 +106,7 @@ class PlanSettings:
         return PlanRequest(layout, training)
 
 
-def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
+def request_of_run(settings: StageSettings, nproc: int) -> PlanRequest:
     """Return the plan's view of a training run, so that its log can set the prediction beside what it took.
 
     Args:
@@ -131,7 +131,7 @@ def request_of_run(settings: TrainSettings, nproc: int) -> PlanRequest:
     return PlanRequest(layout, training)
 
 
-def predict_run(settings: TrainSettings, nproc: int, max_length: int) -> MemoryPlan | str:
+def predict_run(settings: StageSettings, nproc: int, max_length: int) -> MemoryPlan | str:
     """Predict the memory of a training run, from its model's folder alone.
 
     Args:

@@ -27,8 +27,8 @@ class StepMetrics:
         step: optimizer steps done.
         epoch: epoch of the step's rows, from 0.
         tokens: tokens trained on so far.
-        learned_tokens: tokens of this step that a loss was taken on, over all ranks.
-        loss: mean over them, in nats.
+        learned_tokens: labels of this step that are learned, over all ranks.
+        loss: mean over them, or over what else the stage counts (`Stage.count`), in nats.
         grad_norm: before clipping; None where half-precision gradients overflowed, which JSON cannot say.
         lr: learning rate of the step.
         tokens_per_second: of all ranks together.
@@ -38,6 +38,8 @@ class StepMetrics:
         data_seconds: time of it spent waiting for rows.
         skipped: True when the weights were left alone (overflow, or nothing to learn).
         new_rows: figures of the new rows, in the lines of steps that report on them.
+        figures: the stage's own, and those of an evaluation (``eval_loss`` ...) in the lines of steps that made one;
+            each stands in the line under its own name.
     """
 
     step: int
@@ -54,6 +56,7 @@ class StepMetrics:
     data_seconds: float
     skipped: bool
     new_rows: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, float | None] = field(default_factory=dict)
 
 
 class RunLog:
@@ -85,12 +88,17 @@ class RunLog:
         line = asdict(metrics)
         if not metrics.new_rows:
             del line["new_rows"]
+        line |= line.pop("figures")
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._write_events(metrics)
         self._bar.set_postfix_str(f"loss {metrics.loss:.4f}, {metrics.tokens_per_second:,.0f} tokens/s")
         self._bar.update(1)
         if self._bar.disable and (metrics.step % self._interval == 0 or metrics.step in (self._first + 1, self._total)):
             self._print(metrics)
+        evaluated = [f"{name} {_shown(value)}" for name, value in metrics.figures.items() if name.startswith("eval_")]
+        if evaluated:
+            self._bar.write(f"step {metrics.step}: {', '.join(evaluated)}", file=sys.stdout)
+            sys.stdout.flush()
 
     def remark(self, step: int, line: str, texts: Mapping[str, str]) -> None:
         """Print a line about a step, and give TensorBoard texts by their tags."""
@@ -111,6 +119,10 @@ class RunLog:
             self._event("scalar", f"train/{name}", getattr(metrics, name), metrics.step)
         for name, value in _flat(metrics.new_rows):
             self._event("scalar", f"new_rows/{name}", value, metrics.step)
+        for name, value in metrics.figures.items():
+            evaluated = name.startswith("eval_")
+            tag = f"eval/{name.removeprefix('eval_')}" if evaluated else f"train/{name}"
+            self._event("scalar", tag, value, metrics.step)
 
     def _event(self, kind: str, tag: str, value: Any, step: int) -> None:
         if value is None or self._events is None:
@@ -155,6 +167,10 @@ class _Lines:
         if self._waiting:
             cli.warn(f"{self._path} lacks its last {len(self._waiting)} bytes")
         os.close(self._descriptor)
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

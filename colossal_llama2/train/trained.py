@@ -10,10 +10,10 @@ from colossal_llama2 import cli
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.adapter_files import check_continues, load_into
 from colossal_llama2.model.freezing import embedding_parameters, freeze_all_but_embeddings, keep_base_rows
-from colossal_llama2.model.lora import LoraPlan, add_lora, embeddings_learn, plan_lora
+from colossal_llama2.model.lora import LoraPlan, add_lora, embeddings_learn, plan_lora, with_score_head
 from colossal_llama2.tokenizer.expansion import new_tokens
 from colossal_llama2.train.checkpoints import StartingPoint
-from colossal_llama2.train.settings import TrainSettings
+from colossal_llama2.train.settings import StageSettings
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,13 @@ class Trained:
     lora: LoraPlan | None = None
 
 
-def plan_trained(settings: TrainSettings, start: StartingPoint) -> Trained:
+def plan_trained(settings: StageSettings, start: StartingPoint, scores: bool = False) -> Trained:
     """Work out from the flags and the model's folder what is trained.
+
+    Args:
+        settings: the run's.
+        start: where its weights come from.
+        scores: the model has a head that scores, which learns in full in any case.
 
     Raises:
         InputError: new rows were asked for and there are none, an adapter cannot be made or continued as asked.
@@ -65,11 +70,13 @@ def plan_trained(settings: TrainSettings, start: StartingPoint) -> Trained:
         cli.comma_separated(lora.lora_targets),
         embeddings=rows is not None or embeddings_learn(lora.lora_train_embeddings, pretrained),
     )
+    if scores:
+        plan = with_score_head(plan, pretrained)
     name = f"LoRA of rank {plan.rank}, alpha {plan.alpha} on {', '.join(plan.targets)}"
     return Trained(f"{name}, and {which}" if plan.embeddings else name, new_rows=rows, lora=plan)
 
 
-def check_adapter(trained: Trained, settings: TrainSettings, start: StartingPoint) -> None:
+def check_adapter(trained: Trained, settings: StageSettings, start: StartingPoint) -> None:
     """Refuse to go on with an adapter that does not fit this run.
 
     Raises:

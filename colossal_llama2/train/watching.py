@@ -19,7 +19,7 @@ from colossal_llama2.train.checkpoints import MODELING
 from colossal_llama2.train.flatness import FlatnessWatch, LossCurve
 from colossal_llama2.train.row_watch import DEFAULT_INTERVAL, RowWatch
 from colossal_llama2.train.schedule import default_warmup_steps
-from colossal_llama2.train.settings import TrainSettings
+from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.trained import Trained
 
 _NEW_ROWS, _LOSS_CURVE = "new_rows", "loss_curve"  # their names in a checkpoint
@@ -66,7 +66,7 @@ class Watches:
             self.flatness.curve = LossCurve.from_state(state[_LOSS_CURVE])
 
 
-def rows_to_watch(settings: TrainSettings, trained: Trained) -> range | None:
+def rows_to_watch(settings: StageSettings, trained: Trained) -> range | None:
     """Return the new rows to report on, or None.
 
     Raises:
@@ -92,7 +92,7 @@ def rows_to_watch(settings: TrainSettings, trained: Trained) -> range | None:
         return None
 
 
-def build_watches(settings: TrainSettings, trained: Trained, session: Session, total_steps: int) -> Watches:
+def build_watches(settings: StageSettings, trained: Trained, session: Session, total_steps: int) -> Watches:
     """Set up those who watch a boosted model's run; a collective call."""
     new_rows = flatness = None
     rows, pretrained = rows_to_watch(settings, trained), settings.model.pretrained

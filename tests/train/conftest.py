@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,25 +139,6 @@ def _make_model(folder: Path, kind: str, tied: bool) -> None:
     model.save_pretrained(folder)
 
 
-@dataclass(frozen=True)
-class TrainRun:
-    """A finished run: its exit code, what it printed, and its metrics."""
-
-    code: int
-    output: str
-    save_dir: Path
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl."""
-        return [json.loads(line) for line in (self.save_dir / "run" / "metrics.jsonl").read_text().splitlines()]
-
-    def curve(self) -> list[tuple[float, ...]]:
-        """What must be equal between runs: step, loss, gradient norm, learning rate, tokens."""
-        names = ("step", "loss", "grad_norm", "lr", "tokens")
-        return [tuple(line[name] for name in names) for line in self.metrics]
-
-
 def spell_flags(model_dir: Path, corpus_dir: Path, save_dir: Path, flags: tuple[object, ...]) -> list[str]:
     """Spell the flags of train.py that every run here has in common, and then its own."""
     return [
@@ -185,39 +164,14 @@ def train_command(tiny_model_dir: Path, corpus_dir: Path) -> Callable[..., list[
     return command
 
 
-def load_benchmark(name: str) -> Any:
-    """Import a module of benchmarks/ by its place: tests and benchmarks share it, and neither is a package's part."""
-    specification = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses look themselves up there
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
-def warm_ranks() -> Iterator[Any]:
-    """Give ranks that have imported everything already: most of the seconds of a tiny run are imports."""
-    with load_benchmark("warm_ranks").WarmRanks() as warm:
-        yield warm
-
-
-@pytest.fixture(scope="session")
-def parity_reference() -> Any:
-    """Give the one training loop in plain PyTorch that everything is compared with."""
-    return load_benchmark("parity_reference")
-
-
-@pytest.fixture(scope="session")
-def train_on(tiny_model_dir: Path, corpus_dir: Path, warm_ranks: Any) -> Callable[..., TrainRun]:
+def train_on(tiny_model_dir: Path, corpus_dir: Path, run_train: Callable[..., Any]) -> Callable[..., Any]:
     """Give a function that trains on a number of ranks and returns what came of it; `model_dir` is the tiny Llama."""
 
     def run(
         ranks: int, save_dir: Path, *flags: object, model_dir: Path = tiny_model_dir, corpus: Path = corpus_dir
-    ) -> TrainRun:
-        done = warm_ranks.run(ranks, spell_flags(model_dir, corpus, save_dir, flags))
-        return TrainRun(done.code, done.output, save_dir)
+    ) -> Any:
+        return run_train(ranks, save_dir, *spell_flags(model_dir, corpus, save_dir, flags))
 
     return run
 

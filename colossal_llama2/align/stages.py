@@ -1,0 +1,36 @@
+"""Every stage of `train.py`: its name, its settings, what runs it, and a line of help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from colossal_llama2 import cli
+from colossal_llama2.align import reward, sft
+from colossal_llama2.train import pretrain
+from colossal_llama2.train.settings import TrainSettings
+
+DEFAULT: Final = "pretrain"
+_Entry = tuple[type[Any], Callable[[Any], int], str]
+STAGES: Final[dict[str, _Entry]] = {
+    "pretrain": (TrainSettings, pretrain.main, "continued pretraining on a prepared corpus"),
+    "sft": (sft.SftSettings, sft.main, "fine-tuning on conversations, loss on the assistant's turns alone"),
+    "reward": (reward.RewardSettings, reward.main, "a reward model from compared answers"),
+}
+
+
+def choose(arguments: Sequence[str]) -> cli.Command[Any]:
+    """Find the stage that a command line, or the file of its ``--config``, asks for.
+
+    Raises:
+        InputError: there is no such stage.
+    """
+    name = cli.chosen("stage", arguments, STAGES, DEFAULT)
+    settings_type, main, _ = STAGES[name]
+    return cli.Command(settings_type, main, overview())
+
+
+def overview() -> str:
+    """Return the stages and what each is for, for the help."""
+    lines = [f"--stage {name}: {text}" for name, (_, _, text) in STAGES.items()]
+    return "Stages, each with flags of its own (--stage NAME --help):\n" + "\n".join(lines)
