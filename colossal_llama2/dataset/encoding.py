@@ -66,7 +66,7 @@ _shared: dict[tuple[Any, ...], Encoder] = {}  # of this process; a forked one ha
 
 def share_encoder(job: EncodingJob, encoder: Encoder) -> None:
     """Let this process, and those that are forked from it, encode with an encoder that is loaded already."""
-    encoder.encode(["a"])  # it may import more when it is first used
+    encoder.encode_with_seam(["ab"], [1])  # it may import and count more when it is first used
     _shared.clear()
     _shared[_identity(job)] = encoder
 

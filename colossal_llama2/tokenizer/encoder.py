@@ -127,6 +127,8 @@ class Encoder(ABC):
         """Do as `encode_with_split`, and tell of each text (bool) whether a token lies on both sides of its split."""
         splits = [min(max(split, 0), len(text)) for text, split in zip(texts, splits, strict=True)]
         encoded = self.encode(texts)
+        if not any(splits):
+            return encoded, np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=np.bool_)
         if self._widths is None:
             counts, straddles = np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=np.bool_)
             uncertain = np.arange(len(texts))
