@@ -1,4 +1,4 @@
-"""`tools/inspect_dataset.py`: look at a prepared corpus: a row in colour, the ledger as tables."""
+"""`tools/inspect_dataset.py`: look at a prepared corpus: a row in colour, the ledger as tables, a picture."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ import numpy as np
 
 from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
+from colossal_llama2.dataset.inspect_report import draw_report, measure_shape
 from colossal_llama2.dataset.ledger import MANIFEST
 from colossal_llama2.dataset.parts import IGNORED, Row
 from colossal_llama2.errors import InputError
+from colossal_llama2.outputs import refuse_folder
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 
 _LEARNED, _SEEN, _BOUNDARY, _PLAIN = "\x1b[32m", "\x1b[90m", "\x1b[1;35m", "\x1b[0m"
@@ -25,7 +27,7 @@ _LEARNED, _SEEN, _BOUNDARY, _PLAIN = "\x1b[32m", "\x1b[90m", "\x1b[1;35m", "\x1b
 
 @dataclass(frozen=True)
 class InspectSettings:
-    """Look at a prepared corpus: one row as text, or the ledger as tables."""
+    """Look at a prepared corpus: one row as text, the ledger as tables, or a picture."""
 
     dataset: Path
     """The corpus, a part of it, or its holdout."""
@@ -39,6 +41,9 @@ class InspectSettings:
     summary: bool = False
     """Print the ledger's totals, categories and buckets."""
 
+    report: Path | None = None
+    """Draw lengths of documents, fill of rows and categories per bucket to this PNG file."""
+
     colour: bool | None = None
     """Learned tokens green, the others grey; by default on a terminal. Without, learned tokens stand in [ ]."""
 
@@ -46,8 +51,10 @@ class InspectSettings:
 def main(settings: InspectSettings) -> None:
     """Print what was asked for."""
     corpus = PreparedCorpus.open([settings.dataset])
-    if settings.row is None and not settings.summary:
-        raise InputError("nothing to look at", remedy="pass --row N, --summary or both")
+    if settings.row is None and not settings.summary and settings.report is None:
+        raise InputError("nothing to look at", remedy="pass --row N, --summary or --report FILE.png")
+    if settings.report is not None:
+        refuse_folder(settings.report)
     if settings.summary:
         for line in summary_lines(_read_ledger(settings.dataset)):
             cli.say(line)
@@ -61,6 +68,8 @@ def main(settings: InspectSettings) -> None:
         cli.say(f"{corpus.describe_row(settings.row)}")
         for line in row_lines(corpus.row(settings.row), pieces, colour):
             cli.say(line)
+    if settings.report is not None:
+        _draw(settings.dataset, corpus, settings.report)
 
 
 def row_lines(row: Row, pieces: Sequence[str] | None, colour: bool) -> Iterator[str]:
@@ -131,6 +140,19 @@ def _read_ledger(folder: Path) -> dict[str, Any]:
     home = folder if (folder / MANIFEST).is_file() else folder.absolute().parent
     ledger: dict[str, Any] = json.loads((home / MANIFEST).read_text(encoding="utf-8"))
     return ledger
+
+
+def _draw(dataset: Path, corpus: PreparedCorpus, path: Path) -> None:
+    ledger = _read_ledger(dataset)
+    tokenizer = ledger["tokenizer"]
+    shape = measure_shape(corpus, tokenizer["bos_token_id"], tokenizer["eos_token_id"])
+    categories = ledger.get("categories", {})
+    is_one_part = not (dataset / MANIFEST).is_file()
+    draw_report(shape, {} if is_one_part else {k: v["tokens_per_bucket"] for k, v in categories.items()}, path)
+    cli.say(f"{path}: {corpus.num_rows:,} rows drawn")
+    if is_one_part or not categories:
+        why = "this is one bucket" if is_one_part else "its ledger has no categories"
+        cli.say(f"categories per bucket are left out: {why}")
 
 
 def _pieces(settings: InspectSettings, corpus: PreparedCorpus) -> list[str] | None:

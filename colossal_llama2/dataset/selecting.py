@@ -35,9 +35,11 @@ class ShareTaker:
         Args:
             categories: [D] category number of each.
         """
+        taken = np.zeros(len(categories), dtype=np.bool_)
+        if not self._shares.any():  # nothing is ever taken, which needs no order
+            return taken
         order = seeded_permutation(len(categories), *self._keys, self._num_blocks)
         self._num_blocks += 1
-        taken = np.zeros(len(categories), dtype=np.bool_)
         shuffled = categories[order]
         for category in np.unique(categories).tolist():
             members = order[shuffled == category]
