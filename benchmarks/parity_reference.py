@@ -7,6 +7,7 @@ own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,21 @@ def plain_curve(model_dir: Path, corpus_dir: Path, plan: PlainSteps, embeddings_
     return train_plainly(model, groups, corpus_dir, plan)
 
 
-def train_plainly(model: Any, groups: list[dict[str, Any]], corpus_dir: Path, plan: PlainSteps) -> Curve:
+def train_plainly(
+    model: Any,
+    groups: list[dict[str, Any]],
+    corpus_dir: Path,
+    plan: PlainSteps,
+    loss_of: Callable[[Any, list[Any]], torch.Tensor] | None = None,
+) -> Curve:
     """Train with torch alone.
 
     Args:
         model: in fp32, under transformers' own attention.
         groups: its trained parameters, as torch's optimizers take them.
-        corpus_dir: a prepared corpus.
+        corpus_dir: a prepared corpus, or a set of compared answers.
         plan: how long.
+        loss_of: turns the model and the rows of a step into its loss; the mean over their learned tokens by default.
 
     Returns:
         Loss in nats and gradient norm before clipping, a step.
@@ -76,13 +84,12 @@ def train_plainly(model: Any, groups: list[dict[str, Any]], corpus_dir: Path, pl
     model.train()
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=EPS)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    corpus = PreparedCorpus.open([corpus_dir])
+    corpus = PreparedCorpus.open([corpus_dir], types=("pretrain", "sft", "preference"))
     order = epoch_order(corpus.bucket_sizes, SEED, 0)
     curve: Curve = []
     for step in range(plan.steps):
         rows = order[step * plan.rows : (step + 1) * plan.rows]
-        losses = [loss for row in rows for _, loss in row_losses(model, corpus.row(int(row)))]
-        loss = torch.stack(losses).mean()
+        loss = (loss_of or token_mean)(model, [corpus.row(int(row)) for row in rows])
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in optimizer.param_groups:
@@ -92,6 +99,11 @@ def train_plainly(model: Any, groups: list[dict[str, Any]], corpus_dir: Path, pl
         optimizer.zero_grad()
         curve.append((loss.item(), norm.item()))
     return curve
+
+
+def token_mean(model: Any, rows: list[Any]) -> torch.Tensor:
+    """Return the mean loss of the learned tokens of some rows."""
+    return torch.stack([loss for row in rows for _, loss in row_losses(model, row)]).mean()
 
 
 def row_losses(model: Any, row: Any) -> list[tuple[int, torch.Tensor]]:

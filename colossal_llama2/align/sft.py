@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from colossal_llama2 import cli
+from colossal_llama2.align.chat_templates import check_templates, template_files
 from colossal_llama2.align.embedding_noise import EmbeddingNoise
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.engine.session import Session
 from colossal_llama2.errors import InputError
-from colossal_llama2.tokenizer.folder import read_folder, with_chat_template
 from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.stage import TokenStage
 from colossal_llama2.train.supervised import run_stage
@@ -66,8 +65,7 @@ class Sft(TokenStage):
         Raises:
             InputError: there is more than one.
         """
-        check_one_template(self.settings, data, evaluated)
-        say_template(data, weights_dir)
+        check_templates(self.settings, data, evaluated, weights_dir)
 
     def changed_files(self, data: PreparedCorpus) -> dict[str, str]:
         """Let the finished tokenizer have the template of the set."""
@@ -78,41 +76,6 @@ class Sft(TokenStage):
         options = self.settings.sft
         if options.neftune_alpha:
             EmbeddingNoise(session, options.neftune_alpha, self.settings.optimizer.seed).attach()
-
-
-def check_one_template(settings: StageSettings, data: PreparedCorpus, evaluated: PreparedCorpus | None) -> None:
-    """Refuse sets that were written by several chat templates: the model could be told to use only one of them.
-
-    Raises:
-        InputError: naming the set.
-    """
-    if len(data.chat_templates) > 1:
-        raise InputError(
-            "were written by different chat templates",
-            path=settings.data.dataset[-1],
-            remedy="prepare all sets with the same --chat_template",
-        )
-    if evaluated is not None and evaluated.chat_templates != data.chat_templates:
-        raise InputError(
-            "was written by another chat template than the set that is learned from",
-            path=settings.evaluation.eval_dataset[0],
-            remedy="prepare both with the same --chat_template",
-        )
-
-
-def say_template(data: PreparedCorpus, weights_dir: Path) -> None:
-    """Say when the set was written by another chat template than the tokenizer's own."""
-    own = read_folder(weights_dir).chat_template
-    if data.chat_templates and own != data.chat_templates[0]:
-        has = "has no chat template" if own is None else "has another chat template"
-        cli.say(f"the tokenizer of {weights_dir} {has}: what is saved gets the one that the set was written by")
-
-
-def template_files(settings: StageSettings, data: PreparedCorpus) -> dict[str, str]:
-    """Return the tokenizer files that must change for --pretrained's tokenizer to have the set's chat template."""
-    if not data.chat_templates:
-        return {}
-    return with_chat_template(settings.model.pretrained, data.chat_templates[0])
 
 
 def main(settings: SftSettings) -> int:

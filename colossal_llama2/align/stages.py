@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from colossal_llama2 import cli
-from colossal_llama2.align import sft
+from colossal_llama2.align import reward, sft
 from colossal_llama2.train import pretrain
 from colossal_llama2.train.settings import TrainSettings
 
@@ -15,6 +15,7 @@ _Entry = tuple[type[Any], Callable[[Any], int], str]
 STAGES: Final[dict[str, _Entry]] = {
     "pretrain": (TrainSettings, pretrain.main, "continued pretraining on a prepared corpus"),
     "sft": (sft.SftSettings, sft.main, "fine-tuning on conversations, loss on the assistant's turns alone"),
+    "reward": (reward.RewardSettings, reward.main, "a reward model from compared answers"),
 }
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from colossal_llama2.errors import InputError
+from colossal_llama2.model.embedding_names import SCORE_HEAD
 from colossal_llama2.model.expanding import write_json
 from colossal_llama2.model.lora import LoraPlan, peft_key, trained_parameters
 from colossal_llama2.model.safetensors_stream import map_tensor, read_header
@@ -66,6 +67,8 @@ def read_config(adapter_dir: Path) -> dict[str, Any]:
     config = read_json(path)
     kind = config.get("peft_type")
     found = [what for name, what in _UNSUPPORTED.items() if config.get(name)]
+    if config.get("modules_to_save") == [SCORE_HEAD]:  # an adapter that scores, saved by us or by peft
+        found.remove(_UNSUPPORTED["modules_to_save"])
     if config.get("bias", "none") != "none":
         found.append("biases")
     start = str(config.get("init_lora_weights", True)).lower()

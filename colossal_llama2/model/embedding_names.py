@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from colossal_llama2.errors import InputError
+
+SCORE_HEAD: Final = "score"
+"""transformers' name for the head of a model that scores a text instead of predicting its tokens."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,12 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     bias_name = None
     if getattr(output, "bias", None) is not None:
         bias_name = _as_stored(f"{modules[id(output)]}.bias", prefix, stored)
-    missing = (input_name is None and output_name is None) if tied else (input_name is None or output_name is None)
+    if f"{SCORE_HEAD}.weight" in stored:  # a model that scores has another head
+        missing = input_name is None
+    elif tied:
+        missing = input_name is None and output_name is None
+    else:
+        missing = input_name is None or output_name is None
     if missing:
         what = "input embedding" if input_name is None else "output head"
         raise InputError(f"the {what} is not among the weights", path=model_dir, remedy="fetch the model again")

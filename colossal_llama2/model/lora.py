@@ -14,13 +14,11 @@ import torch
 from torch import nn
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.model.embedding_names import build_without_memory
+from colossal_llama2.model.embedding_names import SCORE_HEAD, build_without_memory
 from colossal_llama2.model.freezing import embedding_modules, embedding_parameters
 from colossal_llama2.tokenizer.folder import EXPANSION_FILE
 
 KEY_PREFIX: Final = "base_model.model."
-SCORE_HEAD: Final = "score"
-"""transformers' name for the head of a model that scores a text instead of predicting its tokens."""
 _ADAPTER: Final = "default"  # peft's name for the only adapter; it is part of parameter names, not of saved keys
 
 

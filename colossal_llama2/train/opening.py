@@ -15,6 +15,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.embedding_names import build_without_memory
 from colossal_llama2.model.pretrained import check_attention, check_same_shape, stored_dtype
+from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import StartingPoint, find_starting_point
 from colossal_llama2.train.folders import check_folders
@@ -81,6 +82,12 @@ def open_inputs(stage: Stage, start: StartingPoint) -> tuple[PreparedCorpus, Pre
     check_belongs(settings.model.pretrained)
     if start.weights_dir != settings.model.pretrained:
         check_belongs(start.weights_dir)
+    if not stage.scores and is_scorer(start.weights_dir):
+        raise InputError(
+            "is a model that scores texts, and has no head that predicts tokens",
+            path=start.weights_dir,
+            remedy="start from the model that it was made of",
+        )
     data = stage.open_data(settings.data.dataset)
     fingerprint = tokenizer_fingerprint(start.weights_dir)
     _check_data(settings, data, settings.data.dataset[0], fingerprint, start)

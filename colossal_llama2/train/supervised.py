@@ -56,7 +56,9 @@ def run_stage(stage: Stage) -> int:
 
 
 def _train_and_save(settings: StageSettings, run: Run, position: Position, opened: Opened) -> int:
-    plan = predict_run(settings, ranks.world_size(), run.batches.corpus.max_length)
+    plan: MemoryPlan | str = "not predicted for a model that scores"
+    if not run.stage.scores:
+        plan = predict_run(settings, ranks.world_size(), run.batches.corpus.max_length)
     _announce(settings, run, position, plan)
     try:
         position, complete = train(run, position)

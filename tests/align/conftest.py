@@ -13,7 +13,7 @@ import pytest
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_dataset import main as prepare
 
-_WORDS = "the quick brown fox jumps over a lazy dog today weather language".split()
+_WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "today", "weather", "language"]
 
 
 def _said(draw: random.Random, most: int) -> str:
@@ -83,3 +83,12 @@ def align_on(tiny_model_dir: Path, run_train: Callable[..., Any]) -> Callable[..
         return run_train(ranks, save_dir, *base, "--max_length", 64, "--save_interval", 0, "--log_interval", 1, *flags)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def plain_align_flags(parity_reference: Any) -> list[object]:
+    """Give the flags under which a stage does what the reference in plain PyTorch does, in steps of four rows."""
+    plain = parity_reference
+    numbers = {"lr": plain.LR, "warmup_steps": plain.WARMUP, "adam_eps": plain.EPS, "seed": plain.SEED}
+    steps = ["--max_steps", plain.PlainSteps().steps]
+    return [*steps, *(part for name, value in numbers.items() for part in (f"--{name}", value))]
