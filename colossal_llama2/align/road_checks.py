@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from colossal_llama2 import cli
+from colossal_llama2.align.reward import Reward
 from colossal_llama2.align.road_records import Found
 from colossal_llama2.align.road_sets import Known
 from colossal_llama2.align.road_steps import Road, Step
@@ -29,6 +30,7 @@ _MODELS: Final = ("pretrained", "reward_model", "critic", "teacher")
 _CHECKS: Final[dict[str, Callable[[Any], None]]] = {
     "pretrain": lambda settings: Pretraining(settings).check(),
     "sft": lambda settings: Sft(settings).check(),
+    "reward": lambda settings: Reward(settings).check(),
 }
 """What each stage refuses by its flags alone, beyond what all of them refuse."""
 

@@ -20,6 +20,7 @@ from colossal_llama2.train.checkpoints import ADAPTER, MODELING
 _ROAD_DIR: Final = "road_dir"
 _FROM: Final = "from"
 _REFERENCE = re.compile(r"(?:^|(?<=,))\s*\$([A-Za-z0-9_-]+)")
+_WHOLE_MODELS: Final = ("pretrained", "reward_model", "critic", "teacher", "source_model_and_tokenizer_path")
 _MAKERS: Final[dict[Thing, str]] = {
     "pieces": "a step of `tool: mine_pieces`",
     "tokenizer": "`pretrained:` in the head",
@@ -197,6 +198,8 @@ class _Resolver:
 
         def made(match: re.Match[str]) -> str:
             step = self._earlier(match[1], entry, written)
+            if entry.name in _WHOLE_MODELS:
+                self._refuse_adapter(step, entry.line)
             needs[step.name] = None
             return str(step.made)
 
@@ -216,12 +219,13 @@ class _Resolver:
         )
 
     def _refuse_adapter(self, step: Step, line: int) -> None:
-        if step.made.name == ADAPTER and "model" in step.kind.makes:
+        if step.made.name == ADAPTER:
+            merged = f"write `lora_merge: true` there (line {step.line})"
             raise InputError(
-                f"the model of step {step.name} is an adapter (lora_rank), and this step starts from it",
+                f"what step {step.name} makes is an adapter (lora_rank), and this step asks for a whole model",
                 path=self._file.path,
                 line=line,
-                remedy=f"write `lora_merge: true` there (line {step.line})",
+                remedy=merged if "model" in step.kind.makes else f"leave lora_rank out there (line {step.line})",
             )
 
     def _parse(
