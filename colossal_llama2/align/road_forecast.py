@@ -111,7 +111,7 @@ class Forecast:
         """Return the lines about a stage, and its seconds if they can be predicted."""
         ranks = self._ranks(step)
         work = self._work(step, ranks)
-        bound = "" if work.is_exact else "at most "
+        bound, less = ("", "") if work.is_exact else ("at most ", " or less")
         rows = "unknown before it is made" if work.rows is None else f"{work.rows:,} rows"
         unit = f"rollouts of {work.rows_per_step} prompts" if _samples(step) else f"steps of {work.rows_per_step} rows"
         steps = "unknown yet" if work.steps is None else f"{bound}{work.steps:,} {unit}"
@@ -128,7 +128,7 @@ class Forecast:
         seconds, how = self._time(step, base, work, ranks)
         lines.append(_line("tokens", "unknown yet" if work.tokens is None else f"{bound}{work.tokens:,}"))
         lines.append(_line("memory", self._memory(step, base, ranks, remark)))
-        lines.append(_line("time", how if seconds is None else f"{bound}{_duration(seconds)} ({how}{remark})"))
+        lines.append(_line("time", how if seconds is None else f"about {_duration(seconds)}{less} ({how}{remark})"))
         return lines, seconds
 
     def _ranks(self, step: Step) -> int:
@@ -193,7 +193,7 @@ class Forecast:
             return None, f"unknown: {error}"
         arithmetic = flops.of(work.row_tokens, [work.row_tokens]) * work.tokens / max(work.row_tokens, 1)
         peak, source = self._peak(step)
-        how = f"at {self.pace.mfu:.0%} of {ranks} x {peak / 1e12:,.3g} TFLOP/s, {source}"
+        how = f"at {self.pace.mfu:.0%} of {ranks} x {_rate(peak)}, {source}"
         return arithmetic / (self.pace.mfu * peak * ranks), how
 
     def _peak(self, step: Step) -> tuple[float, str]:
@@ -237,3 +237,7 @@ def _line(name: str, text: str) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else str(tqdm.format_interval(seconds))
+
+
+def _rate(flops: float) -> str:
+    return f"{flops / 1e12:,.0f} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:,.1f} GFLOP/s"
