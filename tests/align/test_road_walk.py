@@ -125,7 +125,7 @@ def test_other_settings_are_refused_with_line_and_choice(tmp_path: Path) -> None
     assert "--redo first" in str(error.value)
     with pytest.raises(InputError, match="last was begun with dataset chats, and now it is other") as error:
         look(read(tmp_path, ("dataset: chats\n    from: first\n    save", "dataset: other\n    from: first\n    save")))
-    assert error.value.line == 16
+    assert error.value.line == 17
 
 
 def test_what_is_redone_is_discarded_with_all_that_is_made_of_it(tmp_path: Path) -> None:
