@@ -20,6 +20,7 @@ from colossal_llama2.dataset.ranked_batches import RankedBatch, collate_ranked
 from colossal_llama2.engine.session import CrossEntropies
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.scalar_head import load_scorer, scorer_config, scores
+from colossal_llama2.model.scorer_merging import merge_scorer
 from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.stage import Figures, LossSums, Stage
 from colossal_llama2.train.supervised import run_stage
@@ -67,8 +68,6 @@ class Reward(Stage):
         for name in ("freeze_non_embeds_params", "train_new_rows_only"):
             if getattr(model, name):
                 raise InputError(f"--{name} would leave the score to a head that was drawn", remedy="leave it out")
-        if self.settings.lora.lora_merge:
-            raise InputError("--lora_merge merges models that predict tokens", remedy="leave it out")
         for name in ("pp", "sp"):
             if getattr(parallel, name) > 1:
                 raise InputError(
@@ -101,6 +100,10 @@ class Reward(Stage):
         settings = self.settings
         precision, flash = settings.parallel.mixed_precision, settings.model.use_flash_attn
         return load_scorer(weights_dir, precision, flash, settings.optimizer.seed)
+
+    def merge(self, adapter_dir: Path, target: Path) -> None:
+        """Write the finished adapter and head with the layers they were trained on."""
+        merge_scorer(self.settings.model.pretrained, adapter_dir, target)
 
     def batches(self, data: PreparedCorpus, loader: LoaderSettings) -> GlobalBatches:
         """Deal prompts with all their answers to the ranks, packed."""

@@ -15,6 +15,7 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.session import CrossEntropies, Objective, Session
+from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import load_for_training
 from colossal_llama2.train.losses import next_token_loss_sum
 from colossal_llama2.train.settings import StageSettings
@@ -93,6 +94,10 @@ class Stage:
 
     def begin(self, session: Session) -> None:
         """Do what must be done once the model is boosted, before a checkpoint is put into it; a collective call."""
+
+    def merge(self, adapter_dir: Path, target: Path) -> None:
+        """Write the finished adapter added into its base as a model folder, into an empty folder."""
+        merge_adapter(self.settings.model.pretrained, adapter_dir, target)
 
     def count(self, batch: Batch) -> int:
         """Return how many losses a micro-batch has: the mean over the global batch weighs each the same."""

@@ -18,7 +18,6 @@ from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunningState
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
-from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import choose_attention, recompute_activations
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import TOKENIZER_FILES
@@ -83,7 +82,7 @@ def _save_finished(settings: StageSettings, run: Run, opened: Opened) -> None:
     if settings.lora.lora_merge and ranks.is_first():  # the others need not wait, and would only for half an hour
         model = settings.output.save_dir / MODELING
         with whole_directory(model, overwrite=True) as work:
-            merge_adapter(settings.model.pretrained, saved, work)
+            run.stage.merge(saved, work)
             for name, text in opened.changed_files.items():
                 if name in TOKENIZER_FILES:
                     (work / name).write_text(text, encoding="utf-8")
