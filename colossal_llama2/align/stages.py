@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from colossal_llama2 import cli
-from colossal_llama2.align import reward, sft
+from colossal_llama2.align import ppo_settings, ppo_stage, reward, sft
 from colossal_llama2.train import pretrain
 from colossal_llama2.train.settings import TrainSettings
 
@@ -16,6 +16,7 @@ STAGES: Final[dict[str, _Entry]] = {
     "pretrain": (TrainSettings, pretrain.main, "continued pretraining on a prepared corpus"),
     "sft": (sft.SftSettings, sft.main, "fine-tuning on conversations, loss on the assistant's turns alone"),
     "reward": (reward.RewardSettings, reward.main, "a reward model from compared answers"),
+    "ppo": (ppo_settings.PpoSettings, ppo_stage.main, "learning from rewards, with a loss on pretraining rows beside"),
 }
 
 

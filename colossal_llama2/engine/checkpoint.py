@@ -71,17 +71,14 @@ def begin_checkpoint(
     """
     save = PendingSave(save_dir / name, in_background)
     write = partial(_complete_model_folder, model_files_dir=model_files_dir, changed_files=changed_files)
-    _save_modeling(session, save, save.work / "modeling", write, dtype=None)
-    if session.settings.plugin in _STREAMED_PLUGINS:
-        save.expected += snapshot_optimizer(session, save.work / "optimizer", save.writing)
-    else:
-        save.expected += booster_optimizer(session, save.work / "optimizer")
-    if ranks.is_first():
-        position = session.scheduler.state_dict()
-        save.writing.add(partial(write_pickled, save.work / "lr_scheduler", position))
+    _save_session(session, save, save.work, write)
+    for folder, companion in session.companions.items():
+        theirs, changed = companion.model_files_dir, companion.changed_files
+        write = partial(_complete_model_folder, model_files_dir=theirs, changed_files=changed)
+        _save_session(companion.session, save, save.work / folder, write)
     states = [_random_file(save.work, rank) for rank in range(ranks.world_size())]
     save.writing.add(partial(write_weights, states[ranks.rank()], _random_states()))
-    save.expected += [save.work / "lr_scheduler", *states]
+    save.expected += states
     save.writing.start()
     return save
 
@@ -114,6 +111,20 @@ def save_model(
     _save_modeling(session, save, save.work, write, dtype)
     save.writing.start()
     save.complete()
+
+
+def _save_session(
+    session: Session, save: PendingSave, folder: Path, complete: Callable[[Path, torch.dtype], None]
+) -> None:
+    """Write weights, moments and the position in the schedule."""
+    _save_modeling(session, save, folder / "modeling", complete, dtype=None)
+    if session.settings.plugin in _STREAMED_PLUGINS:
+        save.expected += snapshot_optimizer(session, folder / "optimizer", save.writing)
+    else:
+        save.expected += booster_optimizer(session, folder / "optimizer")
+    if ranks.is_first():
+        save.writing.add(partial(write_pickled, folder / "lr_scheduler", session.scheduler.state_dict()))
+    save.expected.append(folder / "lr_scheduler")
 
 
 def _save_modeling(
@@ -157,18 +168,9 @@ def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path)
     Raises:
         InputError: it lacks weights that the model has, or files.
     """
-    for name in (OPTIMIZER_INDEX, OPTIMIZER_GROUPS):
-        if not (checkpoint_dir / "optimizer" / name).is_file():
-            raise InputError(
-                "is missing",
-                path=checkpoint_dir / "optimizer" / name,
-                remedy="use another checkpoint, or pass its modeling folder to take the weights alone",
-            )
-    if session.adapter is None:  # an adapter's numbers are in the model since before it was boosted
-        _load_modeling(session, checkpoint_dir / "modeling")
-    left = _load_optimizer(session, checkpoint_dir / "optimizer")
-    session.booster.load_lr_scheduler(session.scheduler, str(checkpoint_dir / "lr_scheduler"))
-    session.apply_settings()
+    left = _load_session(session, checkpoint_dir)
+    for folder, companion in session.companions.items():
+        left += [f"{folder}: {sentence}" for sentence in _load_session(companion.session, checkpoint_dir / folder)]
     if state.scaler and session.scaler_state():
         session.load_scaler_state(state.scaler)
     elif session.scaler_state():
@@ -176,6 +178,23 @@ def load_checkpoint(session: Session, state: RunningState, checkpoint_dir: Path)
     elif state.scaler:
         left.append("its loss scale is for fp16 alone")
     return left + _load_random_state(checkpoint_dir, state.world_size)
+
+
+def _load_session(session: Session, folder: Path) -> list[str]:
+    """Put weights, moments and the position in the schedule back; return what could not be taken up."""
+    for name in (OPTIMIZER_INDEX, OPTIMIZER_GROUPS):
+        if not (folder / "optimizer" / name).is_file():
+            raise InputError(
+                "is missing",
+                path=folder / "optimizer" / name,
+                remedy="use another checkpoint, or pass its modeling folder to take the weights alone",
+            )
+    if session.adapter is None:  # an adapter's numbers are in the model since before it was boosted
+        _load_modeling(session, folder / "modeling")
+    left = _load_optimizer(session, folder / "optimizer")
+    session.booster.load_lr_scheduler(session.scheduler, str(folder / "lr_scheduler"))
+    session.apply_settings()
+    return left
 
 
 def _load_optimizer(session: Session, folder: Path) -> list[str]:

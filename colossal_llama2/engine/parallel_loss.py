@@ -28,6 +28,23 @@ def cross_entropies(logits: torch.Tensor, targets: torch.Tensor, first_row: int,
     return result
 
 
+def whole_logits(logits: torch.Tensor, columns: int, group: Any) -> torch.Tensor:
+    """Put the ranks' parts of the logits together.
+
+    Args:
+        logits: [..., C], this rank's columns, `columns` or fewer.
+        columns: of every rank but the last ones, which may hold fewer.
+        group: the tensor-parallel process group.
+
+    Returns:
+        [..., ranks * columns], the same on every rank; -inf where a rank holds fewer.
+    """
+    own = torch.nn.functional.pad(logits, (0, columns - logits.shape[-1]), value=float("-inf")).contiguous()
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, own, group=group)
+    return torch.cat(parts, dim=-1)
+
+
 class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, first_row: int, group: Any) -> torch.Tensor:

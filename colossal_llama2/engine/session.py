@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
-from colossal_llama2.engine.parallel_loss import cross_entropies
+from colossal_llama2.engine.parallel_loss import cross_entropies, whole_logits
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
 from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome
@@ -49,6 +50,21 @@ class Objective(Generic[BatchType]):
     loss_sum: Callable[[Any, BatchType, CrossEntropies], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Companion:
+    """A session whose state lies in another one's checkpoints: PPO's critic in the policy's.
+
+    Attributes:
+        session: the boosted model.
+        model_files_dir: model folder whose configuration and tokenizer go beside its weights.
+        changed_files: texts of small files that go there in the place of the folder's own.
+    """
+
+    session: Session
+    model_files_dir: Path
+    changed_files: Mapping[str, str] = field(default_factory=dict)
+
+
 class Session:
     """A model and its optimizer, boosted.
 
@@ -76,6 +92,7 @@ class Session:
         from colossal_llama2.engine.adam import FusedAdamW
 
         self.settings = settings
+        self.companions: dict[str, Companion] = {}  # by their folder's name in a checkpoint
         self.adapter: Adapter | None = None  # set on a LoRA run, whose checkpoints then hold the adapter alone
         self.mesh = settings.mesh(ranks.rank(), ranks.world_size())
         if settings.plugin == "3d":
@@ -119,6 +136,32 @@ class Session:
         """Run the model in the precision asked for; what it returns is transformers' output object."""
         with self._precision.autocast():
             return self.model(**inputs)
+
+    @property
+    def forward_is_collective(self) -> bool:
+        """Whether a forward pass gathers weights from all ranks, who must then make as many as one another."""
+        return hasattr(self.model, "gemini_manager")
+
+    @torch.no_grad()
+    def infer(self, **inputs: Any) -> Any:
+        """Run the model with the weights where they lie, in the precision of training and without gradients.
+
+        Data-parallel ranks may call it as often as each needs to, unless `forward_is_collective`.
+        """
+        # DDP's own forward pass would send the buffers round, once a call
+        model = boosted_module(self.model) if self.settings.plugin == "ddp" else self.model
+        with self._precision.autocast():
+            return model(**inputs)
+
+    def whole_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """Put logits [..., V / ranks] of a divided vocabulary together on every rank: [..., V or a little more].
+
+        What is more stands for no token and is -inf. Undivided logits come back as they are.
+        """
+        head = self._divided_head()
+        if head is None:
+            return logits
+        return whole_logits(logits, head.new_num_embeddings // self.settings.tp, self.plugin.tp_group)
 
     def learn(self, micro_batches: Sequence[BatchType], objective: Objective[BatchType], weight: float) -> torch.Tensor:
         """Add the gradients of a step's micro-batches.
@@ -198,13 +241,18 @@ class Session:
         return self.booster.no_sync(self.model, self.optimizer)
 
     def _choose_cross_entropy(self) -> CrossEntropies:
-        model: Any = boosted_module(self.model)
-        head = model.get_output_embeddings() if self.settings.tp > 1 else None
-        if head is None or not hasattr(head, "new_num_embeddings"):  # undivided, or on another pipeline stage
+        head = self._divided_head()
+        if head is None:
             return _whole_cross_entropies
         group, place = self.plugin.tp_group, self.mesh.place[2]
         first_row = place * (head.new_num_embeddings // self.settings.tp)
         return partial(cross_entropies, first_row=first_row, group=group)
+
+    def _divided_head(self) -> Any:
+        """Return the output head where its rows are divided over ranks, else None; so on other pipeline stages."""
+        model: Any = boosted_module(self.model)
+        head = model.get_output_embeddings() if self.settings.tp > 1 else None
+        return head if hasattr(head, "new_num_embeddings") else None
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""

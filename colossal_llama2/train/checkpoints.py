@@ -21,6 +21,7 @@ from colossal_llama2.model.adapter_files import is_adapter
 
 MODELING = "modeling"
 ADAPTER = "adapter"
+CRITIC = "critic"
 MAX_CONSECUTIVE_FAILURES = 3
 """A disk that is full now may be freed before the next interval; a run that can save no more is not worth going on."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +18,20 @@ from colossal_llama2.engine.checkpoint_folders import (
 )
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_file
-from colossal_llama2.train.checkpoints import ADAPTER, MODELING, StartingPoint
+from colossal_llama2.train.checkpoints import ADAPTER, CRITIC, MODELING, StartingPoint
 from colossal_llama2.train.run_log import METRICS_FILE
 from colossal_llama2.train.settings import StageSettings
 
 
-def check_folders(settings: StageSettings, start: StartingPoint) -> None:
+def check_folders(settings: StageSettings, start: StartingPoint, also_read: Sequence[Path] = ()) -> None:
     """Refuse outputs that cannot be written, or that are another run's; changes nothing.
 
     A checkpoint may be continued in its own folder; anywhere else it is a new run like any other.
+
+    Args:
+        settings: the run's.
+        start: where its weights come from.
+        also_read: folders that it reads besides what every stage does.
 
     Raises:
         InputError: a folder is a file or cannot be made, holds an earlier run without ``--overwrite``, or holds an
@@ -49,9 +54,8 @@ def check_folders(settings: StageSettings, start: StartingPoint) -> None:
             remedy="resume it with --load_checkpoint latest, choose another folder, or pass --overwrite",
         )
     evaluated = settings.evaluation.eval_dataset
-    for source in filter(
-        None, (settings.model.pretrained, start.weights_dir, start.adapter_dir, *settings.data.dataset, *evaluated)
-    ):
+    own = (settings.model.pretrained, start.weights_dir, start.adapter_dir, *settings.data.dataset, *evaluated)
+    for source in filter(None, (*own, *also_read)):
         for path in former:
             if source.resolve().is_relative_to(path.resolve()):
                 raise InputError(
@@ -106,7 +110,7 @@ def _set_newer_aside(start: StartingPoint) -> None:
 def _discard(path: Path) -> None:
     if not path.is_dir() or path.is_symlink():
         path.unlink()
-    elif path.name == MODELING:
+    elif path.name in (MODELING, CRITIC):
         shutil.rmtree(path)
     else:
         remove_checkpoint(path)
@@ -124,7 +128,7 @@ def _former_run(settings: StageSettings, start: StartingPoint) -> Iterator[Path]
     """
     save_dir, run_dir = settings.output.save_dir, settings.run_dir
     yield from whole_checkpoints(save_dir)
-    for model in (save_dir / MODELING, save_dir / ADAPTER):
+    for model in (save_dir / MODELING, save_dir / ADAPTER, save_dir / CRITIC):
         if model.exists() or model.is_symlink():
             yield model
     if start.checkpoint_dir is None and (run_dir / METRICS_FILE).exists():

@@ -40,6 +40,7 @@ class StepMetrics:
         new_rows: figures of the new rows, in the lines of steps that report on them.
         figures: the stage's own, and those of an evaluation (``eval_loss`` ...) in the lines of steps that made one;
             each stands in the line under its own name.
+        samples: what a model wrote, in the lines of steps that show some.
     """
 
     step: int
@@ -57,6 +58,7 @@ class StepMetrics:
     skipped: bool
     new_rows: dict[str, Any] = field(default_factory=dict)
     figures: dict[str, float | None] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
 
 class RunLog:
@@ -86,8 +88,9 @@ class RunLog:
     def step(self, metrics: StepMetrics) -> None:
         """Write one step everywhere."""
         line = asdict(metrics)
-        if not metrics.new_rows:
-            del line["new_rows"]
+        for name in ("new_rows", "samples"):
+            if not line[name]:
+                del line[name]
         line |= line.pop("figures")
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._write_events(metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from colossal_llama2.dataset.preparation import MixOptions, PrepareSettings, Spl
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_dataset import main as prepare
 from colossal_llama2.dataset.prepare_pretrain_dataset import main as prepare_corpus
+from colossal_llama2.engine import ranks
+from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision
+from colossal_llama2.engine.session import AdamSettings, Session
+from colossal_llama2.model.pretrained import load_for_training
 
 _WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "today", "weather", "language"]
 
@@ -123,6 +127,26 @@ def align_on(tiny_model_dir: Path, run_train: Callable[..., Any]) -> Callable[..
         return run_train(ranks, save_dir, *base, "--max_length", 64, "--save_interval", 0, "--log_interval", 1, *flags)
 
     return run
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    """Make a process group of this process alone."""
+    ranks.launch(seed=0)
+    yield
+    ranks.close()
+
+
+@pytest.fixture
+def boosted(one_rank: None, tiny_model_dir: Path) -> Callable[..., Session]:
+    """Give a function that boosts the tiny Llama, as train.py would."""
+
+    def boost(plugin: PluginName = "zero2", precision: Precision = "fp32", model: Any = None) -> Session:
+        model = load_for_training(tiny_model_dir, precision, False) if model is None else model
+        groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+        return Session(PluginSettings(plugin, precision), model, groups, AdamSettings(lr=1e-3), lambda step: 1.0)
+
+    return boost
 
 
 @pytest.fixture(scope="session")
