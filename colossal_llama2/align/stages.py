@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from colossal_llama2 import cli
-from colossal_llama2.align import ppo_settings, ppo_stage, reward, sft
+from colossal_llama2.align import (
+    direct,
+    direct_settings,
+    distill,
+    grpo_settings,
+    grpo_stage,
+    kto,
+    ppo_settings,
+    ppo_stage,
+    reward,
+    sft,
+)
 from colossal_llama2.train import pretrain
 from colossal_llama2.train.settings import TrainSettings
 
@@ -16,6 +27,12 @@ STAGES: Final[dict[str, _Entry]] = {
     "pretrain": (TrainSettings, pretrain.main, "continued pretraining on a prepared corpus"),
     "sft": (sft.SftSettings, sft.main, "fine-tuning on conversations, loss on the assistant's turns alone"),
     "reward": (reward.RewardSettings, reward.main, "a reward model from compared answers"),
+    "dpo": (direct_settings.DpoSettings, direct.dpo, "compared answers, near the model it starts from"),
+    "simpo": (direct_settings.SimpoSettings, direct.simpo, "compared answers, by the mean over their tokens"),
+    "orpo": (direct_settings.OrpoSettings, direct.orpo, "compared answers, learning the better ones as well"),
+    "kto": (direct_settings.KtoSettings, kto.main, "answers that are good or bad each by itself"),
+    "grpo": (grpo_settings.GrpoSettings, grpo_stage.main, "learning from rewards, answers to a prompt compared"),
+    "distill": (distill.DistillSettings, distill.main, "what a larger model of the same vocabulary finds likely"),
     "ppo": (ppo_settings.PpoSettings, ppo_stage.main, "learning from rewards, with a loss on pretraining rows beside"),
 }
 

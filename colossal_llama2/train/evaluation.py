@@ -37,6 +37,7 @@ class Evaluation:
         """
         measured, mesh = Measured(self.stage), self.session.mesh
         loss, count = 0.0, 0
+        self.stage.prepare(batch for step in self.batches.iterate(0) for batch in step.micro_batches)
         with self.session.measuring():
             for step in self.batches.iterate(0):
                 loss += self.session.measure(step.micro_batches, measured.objective).item()

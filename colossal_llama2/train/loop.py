@@ -166,6 +166,7 @@ def _accumulate(run: Run, batch: StepBatch, count: int) -> _Losses:
     """Run forward and backward over the micro-batches of a global batch with so many losses."""
     mesh = run.session.mesh
     weight = mesh.data_size / count  # gradients are averaged over data ranks: undo that, then divide
+    run.stage.prepare(batch.micro_batches)
     total = run.session.learn(batch.micro_batches, run.objective, weight)
     new = torch.zeros_like(total) if run.new_rows is None else run.new_rows.take_new_loss()
     own = [*torch.stack((total, new)).tolist(), *run.measured.take()]

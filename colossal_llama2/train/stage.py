@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,16 @@ class Stage:
 
     def begin(self, session: Session) -> None:
         """Do what must be done once the model is boosted, before a checkpoint is put into it; a collective call."""
+
+    def as_state(self) -> dict[str, Any]:
+        """Return what a checkpoint must know of this stage beside its identity, each under its own name."""
+        return {}
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Look at all micro-batches of this rank that a mean is to be taken over, before the first of them is run.
+
+        Called before every step and every evaluation, by all ranks; `batches` is read from disk as it is gone through.
+        """
 
     def merge(self, adapter_dir: Path, target: Path) -> None:
         """Write the finished adapter added into its base as a model folder, into an empty folder."""

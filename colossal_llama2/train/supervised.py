@@ -109,7 +109,7 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
         session.frozen_weights.clear()  # the base is not saved
     stage.begin(session)
     watches = build_watches(settings, trained, session, total_steps) if stage.predicts_tokens else Watches()
-    checkpoints = _checkpoints(settings, opened, session, batches, watches)
+    checkpoints = _checkpoints(stage, opened, session, batches, watches)
     per_rank, _ = peak_flops(ranks.device(), DTYPES[settings.parallel.mixed_precision])
     # everything that draws numbers is behind us: from here on the random state is dropout's, or the checkpoint's
     ranks.seed_dropout(settings.optimizer.seed, data_rank=session.mesh.data_rank)
@@ -140,9 +140,9 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
 
 
 def _checkpoints(
-    settings: StageSettings, opened: Opened, session: Session, batches: GlobalBatches, watches: Watches
+    stage: Stage, opened: Opened, session: Session, batches: GlobalBatches, watches: Watches
 ) -> Checkpoints:
-    output = settings.output
+    settings, output = stage.settings, stage.settings.output
     policy = SavePolicy(
         save_dir=output.save_dir,
         model_files_dir=settings.model.pretrained,
@@ -150,7 +150,9 @@ def _checkpoints(
         in_background=output.async_save,
         changed_files=opened.changed_files,
     )
-    return Checkpoints(session, policy, opened.identity, batches.rows_per_step, watches.as_state)
+    return Checkpoints(
+        session, policy, opened.identity, batches.rows_per_step, lambda: {**watches.as_state(), **stage.as_state()}
+    )
 
 
 def _evaluation(

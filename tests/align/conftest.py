@@ -117,6 +117,21 @@ def preference_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir
 
 
 @pytest.fixture(scope="session")
+def labelled_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Path:
+    """Give a set of single answers, good or bad, no two to one prompt; and a holdout."""
+    draw = random.Random(2)
+    records = [{"prompt": f"{n} {_said(draw, 4)}", "completion": _said(draw, 5), "label": n % 3 > 0} for n in range(60)]
+    return _prepare(tmp_path_factory.mktemp("labelled"), "preference", llama_tokenizer_dir, records)
+
+
+@pytest.fixture(scope="session")
+def all_good_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Path:
+    """Give a set of single answers that are all good."""
+    records = [{"prompt": f"{n}", "completion": "yes", "label": True} for n in range(8)]
+    return _prepare(tmp_path_factory.mktemp("good"), "preference", llama_tokenizer_dir, records)
+
+
+@pytest.fixture(scope="session")
 def align_on(tiny_model_dir: Path, run_train: Callable[..., Any]) -> Callable[..., Any]:
     """Give a function that runs a stage on a number of ranks and a set; `model_dir` is the tiny Llama."""
 
