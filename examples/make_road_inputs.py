@@ -99,7 +99,7 @@ def _questions() -> Iterator[_Question]:
 def _pairs(asked: list[_Question]) -> Iterator[dict[str, str]]:
     draw = random.Random(2)
     for number, each in enumerate(asked):
-        wrong = draw.choice(each.others) if number % 2 else each.answer + "".join(draw.sample(each.others, 3))
+        wrong = draw.choice(each.others) if number % 4 else each.answer + "".join(draw.sample(each.others, 3))
         yield {"prompt": each.question, "chosen": each.answer, "rejected": wrong}
 
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from colossal_llama2 import cli
+from colossal_llama2.align import grpo_settings, ppo_settings
+from colossal_llama2.align.direct import Dpo, Orpo, Simpo
+from colossal_llama2.align.distill import Distill
+from colossal_llama2.align.kto import Kto
 from colossal_llama2.align.reward import Reward
 from colossal_llama2.align.road_records import Found
 from colossal_llama2.align.road_sets import Known
@@ -22,17 +26,26 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.train.pretrain import Pretraining
 from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.settings_checks import check_settings
+from colossal_llama2.train.stage import Stage
 
 # Paths that are written, or whose absence is no mistake.
 _NOT_READ: Final = frozenset({"tensorboard_dir", "data_cache_dir", "data_jsonl_output_dir", "json"})
 _SETS: Final = ("dataset", "eval_dataset", "ptx_dataset")
 _MODELS: Final = ("pretrained", "reward_model", "critic", "teacher")
-_CHECKS: Final[dict[str, Callable[[Any], None]]] = {
-    "pretrain": lambda settings: Pretraining(settings).check(),
-    "sft": lambda settings: Sft(settings).check(),
-    "reward": lambda settings: Reward(settings).check(),
+_STAGES: Final[dict[str, type[Stage]]] = {
+    "pretrain": Pretraining,
+    "sft": Sft,
+    "reward": Reward,
+    "distill": Distill,
+    "dpo": Dpo,
+    "simpo": Simpo,
+    "orpo": Orpo,
+    "kto": Kto,
 }
-"""What each stage refuses by its flags alone, beyond what all of them refuse."""
+_SAMPLING: Final[dict[str, tuple[Callable[[Any], None], Callable[[Any, int], None]]]] = {
+    "ppo": (ppo_settings.check_ppo, ppo_settings.check_ranks),
+    "grpo": (grpo_settings.check_grpo, grpo_settings.check_ranks),
+}
 
 
 @dataclass(frozen=True)
@@ -85,12 +98,18 @@ class Checker:
 
     def _check_stage(self, step: Step) -> None:
         assert step.launch is not None
+        data_ranks = None
         if self.existence or step.launch.hostfile is None:
             hosts, nproc = launch.check(step.launch, [str(ROOT / step.kind.script)])
-            step.settings.plugin_settings.mesh(0, len(hosts) * nproc)
+            data_ranks = step.settings.plugin_settings.mesh(0, len(hosts) * nproc).data_size
         check_settings(step.settings)
-        if step.kind.name in _CHECKS:
-            _CHECKS[step.kind.name](step.settings)
+        if step.kind.name in _STAGES:
+            _STAGES[step.kind.name](step.settings).check()
+        elif step.kind.name in _SAMPLING:
+            check_flags, check_ranks = _SAMPLING[step.kind.name]
+            check_flags(step.settings)
+            if data_ranks is not None:
+                check_ranks(step.settings, data_ranks)
 
     def _check_sets(self, step: Step) -> None:
         known = Known(self.road, self.found)

@@ -32,6 +32,7 @@ _STATES: Final = {
     "resume": "was broken off, goes on from its latest checkpoint",
     "again": "was broken off, begins anew",
 }
+_BESIDE: Final = {"dpo": "reference", "kto": "reference", "distill": "teacher"}
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,8 @@ class Forecast:
         arithmetic = flops.of(work.row_tokens, [work.row_tokens]) * work.tokens / max(work.row_tokens, 1)
         peak, source = self._peak(step)
         how = f"at {self.pace.mfu:.0%} of {ranks} x {_rate(peak)}, {source}"
+        if step.kind.name in _BESIDE:
+            how += f"; the {_BESIDE[step.kind.name]}'s passes come on top"
         return arithmetic / (self.pace.mfu * peak * ranks), how
 
     def _peak(self, step: Step) -> tuple[float, str]:
