@@ -12,9 +12,10 @@ from colossal_llama2.align.grpo import CriticlessJudge, CriticlessLog, Criticles
 from colossal_llama2.align.grpo_opening import OpenedGrpo, open_grpo
 from colossal_llama2.align.grpo_settings import GrpoSettings, check_ranks
 from colossal_llama2.align.kl_control import FixedKl
-from colossal_llama2.align.ppo import Payment, PpoRun, PpoState, train_ppo
+from colossal_llama2.align.ppo import train_ppo
 from colossal_llama2.align.ppo_learning import Learning
 from colossal_llama2.align.ppo_losses import PolicyClip
+from colossal_llama2.align.ppo_run import Payment, PpoRun, PpoState
 from colossal_llama2.align.ppo_stage import EXIT_TROUBLE
 from colossal_llama2.align.rollouts import ModuleGenerator, Sampling
 from colossal_llama2.engine import ranks

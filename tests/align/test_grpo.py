@@ -57,7 +57,7 @@ def plain_loss(model: Any, of_answers: bool) -> torch.Tensor:
     losses, weights = [], []
     for number, one in enumerate(judged()):
         group = SCORES[number // SIZE * SIZE : number // SIZE * SIZE + SIZE]
-        advantage = (SCORES[number] - np.mean(group)) / (np.std(group, ddof=1) + 1e-4)
+        advantage = float((SCORES[number] - np.mean(group)) / (np.std(group, ddof=1) + 1e-4))
         ids = torch.tensor([*one.prompt.tolist(), *one.answer.ids.tolist()])
         said = model(input_ids=ids[None], use_cache=False).logits[0].log_softmax(-1)
         for place in range(len(one.answer.ids)):
