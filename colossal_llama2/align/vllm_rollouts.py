@@ -100,7 +100,6 @@ class VllmGenerator:
                 gpu_memory_utilization=self._memory_share,
                 enforce_eager=True,
                 logprobs_mode="processed_logprobs",  # after the temperature: of the distribution that was drawn from
-                distributed_executor_backend="external_launcher",
             )
             return
         self._engine.collective_rpc("reload_weights")

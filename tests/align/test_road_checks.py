@@ -47,7 +47,8 @@ CORPUS = "name: c, tool: prepare_pretrain_dataset, data_input_dirs: text"
         ("name: t, tool: init_tokenizer, expand_tokens_file: p\nname: m, tool: init_model\n"
          "name: r, stage: reward, dataset: d, pretrained: {base}\n"
          "name: a, stage: ppo, dataset: d, pretrained: $m", 8, "has another tokenizer"),
-        ("name: a, stage: grpo, dataset: d, reward_function: m:f, rollout_batch: 7, nproc_per_node: 2", 5, "rollout"),
+        ("name: a, stage: ppo, dataset: d, reward_function: m:f, rollout_batch: 7, nproc_per_node: 2", 5, "rollout"),
+        ("name: a, stage: grpo, dataset: d", 5, "pays for answers"),
         ("name: a, stage: distill, dataset: d", 5, "without --teacher"),
     ],
 )  # fmt: skip

@@ -106,7 +106,7 @@ STEP = "name: a, stage: pretrain, dataset: d"
         ("pretrained: base\n" + steps(STEP), None, "has no `road_dir:`"),
         ("road_dir: out\n" + steps(STEP), 3, "step a has no pretrained, and nothing before it makes one"),
         (HEAD + steps("name: a, stage: pretrane, dataset: d"), 4, "no stage 'pretrane'; did you mean pretrain?"),
-        (HEAD + steps("name: a, tool: pretrain", STEP), 4, "there is no tool 'pretrain'"),
+        (HEAD + steps("name: z, tool: pretrain", STEP), 4, "there is no tool 'pretrain'"),
         (HEAD + "lr: fast\n" + steps(STEP), 3, "could not convert string to float: 'fast'"),
         (HEAD + steps("name: a, stage: pretrain,\n     dataset: d,\n     plugin: zero9"), 6, "invalid choice 'zero9'"),
         (HEAD + steps("name: a, stage: pretrain,\n     dataset: d,\n     lr: [1, 2]"), 6, "unrecognized options: 2"),
