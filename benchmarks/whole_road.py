@@ -61,17 +61,14 @@ prepare:
   - {{name: prompts, tool: prepare_dataset, type: prompt, data_input_dirs: {data}/rlhf_prompts, chat_template: llama2,
      max_length: 256}}
 stages:
-  - {{name: align, stage: pretrain, dataset: $corpus, freeze_non_embeds_params: true, max_steps: 30, lr: 3e-3,
-     warmup_steps: 3, micro_batch_size: 2}}
-  - {{name: inject, stage: pretrain, dataset: $corpus, max_steps: 120, lr: 2e-3, warmup_steps: 5, micro_batch_size: 2}}
-  - {{name: replay, stage: pretrain, dataset: $corpus, eval_dataset: $corpus/holdout, max_steps: 30, lr: 1e-3,
-     warmup_steps: 2, micro_batch_size: 2}}
-  - {{name: sft, stage: sft, dataset: $chats, eval_dataset: $chats/holdout, max_steps: 120, lr: 2e-3, warmup_steps: 5,
+  - {{name: align, stage: pretrain, dataset: $corpus, freeze_non_embeds_params: true, max_steps: {align}, lr: 3e-3}}
+  - {{name: inject, stage: pretrain, dataset: $corpus, max_steps: {inject}, lr: 2e-3}}
+  - {{name: replay, stage: pretrain, dataset: $corpus, max_steps: {align}, lr: 1e-3}}
+  - {{name: sft, stage: sft, dataset: $chats, eval_dataset: $chats/holdout, max_steps: {inject}, lr: 2e-3}}
+  - {{name: reward, stage: reward, dataset: $pairs, eval_dataset: $pairs/holdout, max_steps: {align}, lr: 5e-4,
      micro_batch_size: 2}}
-  - {{name: reward, stage: reward, dataset: $pairs, eval_dataset: $pairs/holdout, max_steps: 60, lr: 5e-4,
-     warmup_steps: 5, micro_batch_size: 4}}
-  - {{name: ppo, stage: ppo, from: sft, dataset: $prompts, ptx_dataset: $corpus, ptx_batch_size: 4, rollout_batch: 32,
-     generation_batch: 16, micro_batch_size: 8, max_new_tokens: 64, max_steps: 6, save_interval: 3, log_interval: 1,
+  - {{name: ppo, stage: ppo, from: sft, dataset: $prompts, ptx_dataset: $corpus, ptx_batch_size: 2, rollout_batch: 16,
+     generation_batch: 8, micro_batch_size: 4, max_new_tokens: 48, max_steps: 4, save_interval: 2, log_interval: 1,
      lr: 2e-5, critic_lr: 1e-4}}
 """
 
@@ -86,8 +83,10 @@ class WholeRoad:
     """Where the result is written."""
     work_dir: Path | None = None
     """Where the road is gone; one that was broken off goes on there (default: a temporary folder)."""
-    base_steps: int = 150
-    """Steps that the base model is trained before the road."""
+    base_steps: int = 20
+    """Steps of 4,096 tokens that the base model is trained before the road."""
+    steps: int = 40
+    """Steps of 1,024 tokens of inject and sft; align, replay and reward have half of it."""
     num_pieces: int = 3000
     """How many pieces of the list are taken, from its beginning."""
 
@@ -108,7 +107,9 @@ def main(settings: WholeRoad) -> int:
         road_file = work / "road.yaml"
         places = {"chinese": texts.adaptation["chinese"], "english": texts.adaptation["english"]}
         sample, data = texts.held_out["chinese"], settings.data_dir.absolute()
-        road_file.write_text(_ROAD.format(base=base, work=work, data=data, sample=sample, **places), encoding="utf-8")
+        lengths = {"inject": settings.steps, "align": max(1, settings.steps // 2)}
+        road = _ROAD.format(base=base, work=work, data=data, sample=sample, **places, **lengths)
+        road_file.write_text(road, encoding="utf-8")
         began = time.perf_counter()
         _run("train.py", "--stages", road_file, "--dry_run")
         _run("train.py", "--stages", road_file)
