@@ -39,10 +39,11 @@ def refuse_folder(target: Path) -> None:
 
 
 @contextmanager
-def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def whole_directory(target: Path, overwrite: bool = False, flushed: bool = True) -> Iterator[Path]:
     """Give an empty hidden sibling of `target` to fill; it becomes `target` when the block ends without an error.
 
-    What stood under the name before is replaced only then, and is still there after a failure.
+    What stood under the name before is replaced only then, and is still there after a failure. `flushed` False is for
+    what can be made again and says itself whether it is whole: a power cut may leave it damaged.
 
     Raises:
         InputError: see `refuse_existing`.
@@ -56,8 +57,9 @@ def whole_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     work.mkdir()
     try:
         yield work
-        flush_tree(work)
-        replace_directory(work, target)
+        if flushed:
+            flush_tree(work)
+        replace_directory(work, target, flushed)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -91,13 +93,14 @@ def flush_tree(folder: Path) -> None:
     _flush(folder)
 
 
-def replace_directory(work: Path, target: Path) -> None:
+def replace_directory(work: Path, target: Path, flushed: bool = True) -> None:
     """Rename `work` to `target`, moving what was there out of the way first and deleting it last."""
     replaced = _hidden(target, "replaced")
     if target.exists() or target.is_symlink():
         target.rename(replaced)
     work.rename(target)
-    _flush(target.parent)
+    if flushed:
+        _flush(target.parent)
     if replaced.is_dir() and not replaced.is_symlink():
         shutil.rmtree(replaced)
     else:

@@ -1,1 +1,1 @@
-"""Room 7, talk: generate and stream."""
+"""Room 7, talk: generate and stream; have an endpoint make data."""

@@ -108,8 +108,7 @@ class ShardWriter:
         self._tables: list[npt.NDArray[Any]] = []
         self._hashes: list[npt.NDArray[Any]] = []
         self._numbers: dict[str, int] = {}
-        self._segments: list[tuple[int, ...]] = []
-        self._first_of_segment = 0
+        self._segment_ends: list[int] = []
 
     def __enter__(self) -> ShardWriter:
         """Begin."""
@@ -138,19 +137,15 @@ class ShardWriter:
         if hashes is not None:
             self._hashes.append(hashes)
 
-    def end_segment(self) -> None:
-        """Sum up the documents since the last segment's end."""
-        tables = self._tables[self._first_of_segment :]
-        names = ("characters", "bytes", "tokens")
-        sums = (sum(int(table[name].sum(dtype=np.int64)) for table in tables) for name in names)
-        self._segments.append((sum(len(table) for table in tables), *sums))
-        self._first_of_segment = len(self._tables)
+    def end_segment(self, num_documents: int) -> None:
+        """Say how many of the shard's documents belong to this segment and those before it, added yet or not."""
+        self._segment_ends.append(num_documents)
 
     def finish(self, refused: list[RefusedLine]) -> EncodedShard:
         """Write the tables, and last the account by which `read_shard_folder` tells that everything is there."""
         self._tokens.flush()
         documents = np.concatenate(self._tables) if self._tables else np.zeros(0, dtype=DOCUMENT)
-        segments = np.array(self._segments, dtype=SEGMENT)
+        segments = _sums_of_segments(documents, np.array(self._segment_ends, dtype=np.int64))
         np.save(self._folder / DOCUMENTS_FILE, documents)
         np.save(self._folder / SEGMENTS_FILE, segments)
         sums = [self._crc, zlib.crc32(documents.tobytes()), zlib.crc32(segments.tobytes())]
@@ -168,6 +163,16 @@ class ShardWriter:
         account = {**content, "crc32": [*sums, _crc_of(content)]}
         (self._folder / SHARD_FILE).write_text(json.dumps(account), encoding="utf-8")
         return _from_content(self._folder, content)
+
+
+def _sums_of_segments(documents: npt.NDArray[Any], ends: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    assert not len(ends) or ends[-1] == len(documents), "every document belongs to a segment"
+    segments = np.zeros(len(ends), dtype=SEGMENT)
+    segments["documents"] = np.diff(ends, prepend=0)
+    for name in ("characters", "bytes", "tokens"):
+        sums = np.concatenate([[0], np.cumsum(documents[name], dtype=np.int64)])
+        segments[name] = np.diff(sums[ends], prepend=0)
+    return segments
 
 
 def read_shard_folder(folder: Path, content_hash: str) -> EncodedShard | None:

@@ -6,23 +6,24 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from colossal_llama2.dataset.batching import BATCH_CHARACTERS
 from colossal_llama2.dataset.deduplication import Deduplicate, hash_version, text_hashes
 from colossal_llama2.dataset.encoded import DOCUMENT, EncodedShard, RefusedLine, ShardWriter, read_shard_folder
 from colossal_llama2.dataset.inputs import Segment, Shard, first_line_number
 from colossal_llama2.dataset.long_documents import encode_giant
-from colossal_llama2.dataset.reading import Reading, RecordBatch, Refusal, read_segment, records_key
+from colossal_llama2.dataset.reading import GiantRecord, Reading, RecordBatch, Refusal, read_segment, records_key
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.cuts import StretchEncoder
 from colossal_llama2.tokenizer.folder import read_folder
 from colossal_llama2.tokenizer.loading import Encoder, EncoderKind, load_encoder
+from colossal_llama2.tokenizer.seams import byte_sizes
 
 LAYOUT: Final = 4
 
@@ -60,6 +61,16 @@ def tokenizer_key(tokenizer_dir: Path, encoder: Encoder) -> str:
     return json.dumps([encoder.fingerprint, encoder.bos_token_id, encoder.eos_token_id, markers])
 
 
+_shared: dict[tuple[Any, ...], Encoder] = {}  # of this process; a forked one has its parent's
+
+
+def share_encoder(job: EncodingJob, encoder: Encoder) -> None:
+    """Let this process, and those that are forked from it, encode with an encoder that is loaded already."""
+    encoder.encode(["a"])  # it may import more when it is first used
+    _shared.clear()
+    _shared[_identity(job)] = encoder
+
+
 def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     """Encode one shard, or find it encoded already.
 
@@ -76,7 +87,8 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
     if found is not None:
         return found
     try:
-        with whole_directory(folder, overwrite=True) as work:
+        # Not forced to the disk: after a power cut the checksums tell what is missing, and it is encoded again.
+        with whole_directory(folder, overwrite=True, flushed=False) as work:
             encoded = _encode_into(work, shard, digest, job)
     except OSError:
         # Another process may have encoded the same bytes and put its entry there first.
@@ -88,19 +100,50 @@ def encode_shard(shard: Shard, job: EncodingJob) -> EncodedShard:
 
 
 def _encode_into(work: Path, shard: Shard, digest: str, job: EncodingJob) -> EncodedShard:
-    encoder = _encoder(job)
     refused: list[RefusedLine] = []
     with ShardWriter(work, digest) as writer:
+        encoding = _Encoding(writer, job)
         for number, segment in enumerate(shard.segments):
             refusals: list[Refusal] = []
             for entry in read_segment(segment, job.reading, refusals):
-                if isinstance(entry, RecordBatch):
-                    _add_batch(writer, entry, encoder, job.deduplicate)
-                else:
-                    encode_giant(writer, entry, encoder, _stretches(job), job.deduplicate)
-            writer.end_segment()
+                encoding.add(entry)
+            writer.end_segment(encoding.num_documents)
             refused += _relative(number, segment, refusals)
+        encoding.finish()
         return writer.finish(refused)
+
+
+class _Encoding:
+    """Encodes what the segments of a shard give; of small files, the documents of many together.
+
+    Attributes:
+        num_documents: how many were given so far.
+    """
+
+    def __init__(self, writer: ShardWriter, job: EncodingJob) -> None:
+        self.num_documents = 0
+        self._writer, self._job, self._encoder = writer, job, _encoder(job)
+        self._waiting = RecordBatch()
+        self._held = 0
+
+    def add(self, entry: RecordBatch | GiantRecord) -> None:
+        """Take documents, in order."""
+        if isinstance(entry, GiantRecord):
+            self.finish()
+            encode_giant(self._writer, entry, self._encoder, _stretches(self._job), self._job.deduplicate)
+            self.num_documents += 1
+            return
+        characters = sum(map(len, entry.texts))
+        if self._held + characters > BATCH_CHARACTERS:
+            self.finish()
+        self._waiting.extend(entry)
+        self._held += characters
+        self.num_documents += len(entry.texts)
+
+    def finish(self) -> None:
+        """Encode what still waits."""
+        _add_batch(self._writer, self._waiting, self._encoder, self._job.deduplicate)
+        self._waiting, self._held = RecordBatch(), 0
 
 
 def _add_batch(writer: ShardWriter, batch: RecordBatch, encoder: Encoder, deduplicate: Deduplicate) -> None:
@@ -122,14 +165,9 @@ def _add_batch(writer: ShardWriter, batch: RecordBatch, encoder: Encoder, dedupl
     table["straddles"] = straddles
     table["category"] = [writer.number_of(category) for category in batch.categories]
     table["characters"] = [len(text) for text in batch.texts]
-    table["bytes"] = utf8_lengths(batch.texts)
+    table["bytes"] = byte_sizes(batch.texts) if encoded.sizes is None else encoded.sizes
     writer.add_tokens(_surrounded(encoded.ids, lengths, wide, bos, eos))
     writer.add_documents(table, None if deduplicate == "none" else text_hashes(batch.texts, deduplicate))
-
-
-def utf8_lengths(texts: Sequence[str]) -> list[int]:
-    """Count the bytes of each text in UTF-8."""
-    return [len(text) if text.isascii() else len(text.encode()) for text in texts]
 
 
 def _surrounded(
@@ -158,20 +196,23 @@ def _relative(number: int, segment: Segment, refusals: Sequence[Refusal]) -> lis
 
 
 def _encoder(job: EncodingJob) -> Encoder:
-    return _load_once(job.tokenizer_dir, job.tokenizer_key, job.encoder_kind, job.proof)
-
-
-@lru_cache(maxsize=1)
-def _load_once(tokenizer_dir: Path, expected_key: str, kind: EncoderKind, proof: str | None) -> Encoder:
-    """Load the tokenizer once a worker process.
+    """Return the process's encoder, loading it for the first shard if it was not shared.
 
     Raises:
         InputError: the folder has changed since the command began.
     """
-    encoder = load_encoder(tokenizer_dir, kind=kind, proof=proof)
-    if tokenizer_key(tokenizer_dir, encoder) != expected_key:
-        raise InputError("was changed while the corpus was being encoded", path=tokenizer_dir, remedy="start again")
+    asked_for = _identity(job)
+    if asked_for in _shared:
+        return _shared[asked_for]
+    encoder = load_encoder(job.tokenizer_dir, kind=job.encoder_kind, proof=job.proof)
+    if tokenizer_key(job.tokenizer_dir, encoder) != job.tokenizer_key:
+        raise InputError("was changed while the corpus was being encoded", path=job.tokenizer_dir, remedy="start again")
+    share_encoder(job, encoder)
     return encoder
+
+
+def _identity(job: EncodingJob) -> tuple[Any, ...]:
+    return job.tokenizer_dir, job.tokenizer_key, job.encoder_kind, job.proof
 
 
 def _stretches(job: EncodingJob) -> StretchEncoder:

@@ -15,7 +15,7 @@ import numpy as np
 from colossal_llama2.dataset import columnar, lines
 from colossal_llama2.errors import InputError
 
-SHARD_BYTES = 16 << 20
+SHARD_BYTES = 4 << 20
 _FILES_A_SHARD = 4096
 Kind = Literal["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow"]
 _KINDS: tuple[Kind, ...] = ("jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow")

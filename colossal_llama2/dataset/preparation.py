@@ -17,8 +17,10 @@ from colossal_llama2.outputs import refuse_existing
 from colossal_llama2.tokenizer.loading import Encoder, EncoderKind, load_encoder
 
 MAX_BINS: Final = 100_000
-WORTH_LOADING: Final = 64 << 20
-"""Bytes of input; below, loading and proving gigatoken takes longer than encoding without it."""
+WORTH_LOADING: Final = 16 << 20
+"""Bytes of input; below, loading gigatoken takes longer than encoding without it."""
+WORTH_PROVING: Final = 64 << 20
+"""The same where a tokenizer meets gigatoken for the first time, and is proved to be read rightly by it."""
 MAX_LENGTH: Final = 1 << 22  # a batch of rows is addressed with 32 bits
 
 
@@ -110,12 +112,11 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     if not entries:
         raise InputError("--data_input_dirs names nothing", remedy="name folders or files, separated by commas")
     files, ignored = find_inputs(entries)
-    asked_for = settings.work.encoder == "gigatoken"
-    encoder = load_encoder(settings.tokenizer_dir, kind="gigatoken" if asked_for else "reference")
     outputs = _outputs(settings)
     for folder in outputs:
         refuse_existing(folder, settings.overwrite)
     _refuse_nested(settings, entries, outputs)
+    encoder = _load(settings, sum(file.num_bytes for file in files))
     if encoder.bos_token_id is None and encoder.eos_token_id is None:
         raise InputError(
             "has neither a beginning-of-sequence nor an end-of-sequence token, so documents would run together",
@@ -131,11 +132,12 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     return files, ignored, encoder
 
 
-def faster(settings: PrepareSettings, files: Sequence[InputFile], encoder: Encoder) -> Encoder:
-    """Load gigatoken, as every worker will, for a corpus that takes longer to encode without it."""
-    if settings.work.encoder != "auto" or sum(file.num_bytes for file in files) < WORTH_LOADING:
-        return encoder
-    return load_encoder(settings.tokenizer_dir, kind="auto")
+def _load(settings: PrepareSettings, num_bytes: int) -> Encoder:
+    """Load the encoder that is the fastest for so much text, the time it takes to load included."""
+    kind = settings.work.encoder
+    if kind == "auto" and num_bytes < WORTH_LOADING:
+        kind = "reference"
+    return load_encoder(settings.tokenizer_dir, kind=kind, may_prove=num_bytes >= WORTH_PROVING)
 
 
 def _check_numbers(settings: PrepareSettings) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from colossal_llama2 import cli
 from colossal_llama2.dataset.deduplication import find_duplicates
 from colossal_llama2.dataset.encoded import EncodedShard, ShardHashes
-from colossal_llama2.dataset.encoding import EncodingJob, encode_shard, tokenizer_key
+from colossal_llama2.dataset.encoding import EncodingJob, encode_shard, share_encoder, tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, Shard, split_into_shards
 from colossal_llama2.dataset.ledger import (
     MANIFEST,
@@ -31,7 +31,7 @@ from colossal_llama2.dataset.ledger import (
     write_manifest,
 )
 from colossal_llama2.dataset.planning import HOLDOUT_FILE, Plan, Selection, category_names, make_plan
-from colossal_llama2.dataset.preparation import PrepareSettings, check, faster
+from colossal_llama2.dataset.preparation import PrepareSettings, check
 from colossal_llama2.dataset.rows import BucketJob, CutCounts, WrittenBucket, write_bucket
 from colossal_llama2.dataset.selecting import parse_share, parse_weights, weight_array
 from colossal_llama2.dataset.workers import Workers, start_workers
@@ -56,11 +56,12 @@ class _Preparation:
 def main(settings: PrepareSettings) -> None:
     """Prepare the corpus; the output folders appear when everything is written and the ledger balances."""
     files, ignored, encoder = check(settings)
-    encoder = faster(settings, files, encoder)
     preparation = _Preparation(settings, encoder, files, split_into_shards(files), ignored)
     work = settings.work
+    job = _encoding_job(preparation)
+    share_encoder(job, encoder)  # before the workers are there, which may inherit it
     with start_workers(work.num_workers, work.ray_address if work.executor == "ray" else None) as workers:
-        encoded = _encode(preparation, workers)
+        encoded = workers.run_all(partial(encode_shard, job=job), preparation.shards, "encoding")
         with tempfile.TemporaryDirectory(prefix="plan-", dir=settings.data_cache_dir) as folder:
             plan = _plan(preparation, encoded, Path(folder).absolute())
             _warn(preparation)
@@ -73,7 +74,7 @@ def main(settings: PrepareSettings) -> None:
     _report(settings, ledger)
 
 
-def _encode(preparation: _Preparation, workers: Workers) -> list[EncodedShard]:
+def _encoding_job(preparation: _Preparation) -> EncodingJob:
     settings = preparation.settings
     cache_dir = settings.data_cache_dir
     try:
@@ -82,7 +83,7 @@ def _encode(preparation: _Preparation, workers: Workers) -> list[EncodedShard]:
         raise InputError(
             f"cannot be created ({error.strerror})", path=cache_dir, remedy="name another --data_cache_dir"
         ) from None
-    job = EncodingJob(
+    return EncodingJob(
         settings.tokenizer_dir.absolute(),
         tokenizer_key(settings.tokenizer_dir, preparation.encoder),
         cache_dir.absolute(),
@@ -91,7 +92,6 @@ def _encode(preparation: _Preparation, workers: Workers) -> list[EncodedShard]:
         "reference" if preparation.encoder.proof is None else "auto",
         preparation.encoder.proof,
     )
-    return workers.run_all(partial(encode_shard, job=job), preparation.shards, "encoding")
 
 
 def _plan(preparation: _Preparation, encoded: Sequence[EncodedShard], folder: Path) -> Plan:

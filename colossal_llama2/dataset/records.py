@@ -183,6 +183,12 @@ class RecordBatch:
     source_characters: list[int] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
 
+    def extend(self, other: RecordBatch) -> None:
+        """Put another batch's documents behind these."""
+        self.texts += other.texts
+        self.source_characters += other.source_characters
+        self.categories += other.categories
+
 
 @dataclass(frozen=True)
 class GiantText:

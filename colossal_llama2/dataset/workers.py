@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,9 +110,22 @@ def start_workers(num_workers: int, ray_address: str | None = None) -> Iterator[
     if count == 1:
         yield Workers()
         return
-    # spawn: the tokenizer's threads do not survive a fork
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+    # A forked worker has everything that is loaded here; one that is spawned loads it again, for a second or two. But
+    # a lock that another thread holds is never released in a fork. (Arrow's and OpenBLAS's pools take care of forks.)
+    method = "fork" if sys.platform == "linux" and threading.active_count() == 1 else "spawn"
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(count, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
         yield _LocalWorkers(pool)
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this worker when its parent is killed, which would leave it waiting for jobs for ever."""
+    if sys.platform != "linux":
+        return
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before
+        os._exit(1)
 
 
 @contextmanager

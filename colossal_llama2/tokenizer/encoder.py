@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,10 +27,12 @@ class EncodedTexts:
     Attributes:
         ids: int32, the ids of all texts one after the other.
         offsets: int64, one more than there are texts; the first is 0, the last is the length of `ids`.
+        sizes: int64, the bytes of each text in UTF-8, where whoever encoded them had counted them anyway.
     """
 
     ids: Ids
     offsets: Offsets
+    sizes: npt.NDArray[np.int64] | None = None
 
     def of(self, index: int) -> Ids:
         """Return the ids of one text."""
@@ -130,7 +132,9 @@ class Encoder(ABC):
             uncertain = np.arange(len(texts))
         else:
             seams = byte_sizes([text[:split] for text, split in zip(texts, splits, strict=True)])
-            counts, straddles, whole = find_seams(encoded, byte_sizes(texts), seams, self._widths)
+            sizes = byte_sizes(texts) if encoded.sizes is None else encoded.sizes
+            counts, straddles, whole = find_seams(encoded, sizes, seams, self._widths)
+            encoded = replace(encoded, sizes=sizes)
             uncertain = np.flatnonzero(~whole)
         for index in uncertain.tolist():
             text, split = texts[index], splits[index]

@@ -24,7 +24,6 @@ from colossal_llama2.tokenizer.piece_model import (
     UNUSED,
     USER_DEFINED,
     PieceModel,
-    halves,
     has_identity_normalizer,
     piece_ids,
     require_bpe,
@@ -75,8 +74,12 @@ def ranked_merges(model: PieceModel) -> list[tuple[str, str]]:
         for index, entry in enumerate(model.pieces)
         if entry.type == NORMAL and len(entry.piece) > 1
     )
+    # Written out, not over `halves`: this is done at every start, and a vocabulary has 200,000 cuts.
     return [
-        (left, right) for _, _, piece in ordered for left, right in halves(piece) if left in scores and right in scores
+        (piece[:cut], piece[cut:])
+        for _, _, piece in ordered
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
     ]
 
 

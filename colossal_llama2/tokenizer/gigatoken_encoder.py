@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
@@ -79,7 +80,8 @@ class GigatokenEncoder(Encoder):
         return self._encode_strings(checked_strings(texts))
 
     def _encode(self, texts: Sequence[str]) -> EncodedTexts:
-        return self._encode_strings(_strings(texts))
+        strings = _strings(texts)
+        return replace(self._encode_strings(strings), sizes=np.diff(_offsets_of(strings)))
 
     def _encode_strings(self, strings: pa.LargeStringArray) -> EncodedTexts:
         if self._model.aside is None:
@@ -97,8 +99,8 @@ class GigatokenEncoder(Encoder):
 
         if not len(strings):
             return EncodedTexts(np.zeros(0, dtype=np.int32), np.zeros(1, dtype=np.int64))
-        _, ends, data = strings.buffers()
-        offsets = np.frombuffer(ends, dtype=np.int64)[strings.offset : strings.offset + len(strings) + 1]
+        _, _, data = strings.buffers()
+        offsets = _offsets_of(strings)
         content = np.frombuffer(data or b"", dtype=np.uint8)
         self._forget_in_time(int(offsets[-1] - offsets[0]))
         letters = awkward.contents.NumpyArray(content, parameters={"__array__": "char"})
@@ -149,6 +151,13 @@ def _load(model: GigatokenModel) -> Any:
         return load_hf_json(model.content)
     except (ValueError, RuntimeError) as error:
         raise UnfitError(f"gigatoken cannot read it ({str(error).splitlines()[0]})") from None
+
+
+def _offsets_of(strings: pa.LargeStringArray) -> npt.NDArray[np.int64]:
+    """Return where each text begins in the array's bytes, and where the last one ends."""
+    ends = strings.buffers()[1]
+    offsets: npt.NDArray[np.int64] = np.frombuffer(ends, dtype=np.int64)
+    return offsets[strings.offset : strings.offset + len(strings) + 1]
 
 
 def _strings(texts: Sequence[str]) -> pa.LargeStringArray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 from tokenizers import Tokenizer, pre_tokenizers
 
 from colossal_llama2.errors import InputError
@@ -73,7 +74,7 @@ def from_piece_model(model: PieceModel, path: Path) -> GigatokenModel:
     }
     cut_out = (entry.piece for entry in model.pieces if entry.type == USER_DEFINED)
     return GigatokenModel(
-        json.dumps(content, ensure_ascii=False),
+        orjson.dumps(content).decode(),
         "|".join(_as_typed(piece) for piece in cut_out) or None,
         tuple(entry.piece for entry in model.pieces if entry.type not in (NORMAL, BYTE)),
         has_byte_fallback=True,
@@ -95,7 +96,7 @@ def from_fast(tokenizer: Tokenizer) -> GigatokenModel:
     markers = tuple(token["content"] for token in content["added_tokens"])
     content.update(added_tokens=[], post_processor=None, decoder=None, truncation=None, padding=None)
     return GigatokenModel(
-        json.dumps(content, ensure_ascii=False),
+        orjson.dumps(content).decode(),
         "|".join(re.escape(token["content"]) for token in cut_out) or None,
         markers,
         bool(content["model"].get("byte_fallback")),

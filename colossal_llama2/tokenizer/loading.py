@@ -6,10 +6,9 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.tokenizer.encoder import EncodedTexts, Encoder, Vocabulary, set_parallelism
@@ -17,8 +16,11 @@ from colossal_llama2.tokenizer.fast import set_boundaries, to_fast
 from colossal_llama2.tokenizer.folder import MarkerToken, TokenizerFolder, read_folder
 from colossal_llama2.tokenizer.gigatoken_model import UnfitError, from_fast, from_piece_model
 from colossal_llama2.tokenizer.piece_model import CONTROL, PieceModel, demote_markers, piece_ids, read_piece_model
-from colossal_llama2.tokenizer.proved_gigatoken import load_gigatoken, say_fallback
+from colossal_llama2.tokenizer.proved_gigatoken import UnprovedError, load_gigatoken, say_fallback
 from colossal_llama2.tokenizer.reference_encoders import FastEncoder, PieceEncoder
+
+if TYPE_CHECKING:  # takes two seconds to import, and brings torch: only for those who ask for its tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 __all__ = ["EncodedTexts", "Encoder", "EncoderKind", "load_encoder", "load_tokenizer", "tokenizer_fingerprint"]
 
@@ -57,7 +59,11 @@ def tokenizer_fingerprint(tokenizer_dir: Path) -> str:
 
 
 def load_encoder(
-    tokenizer_dir: Path, num_threads: int = 1, kind: EncoderKind = "reference", proof: str | None = None
+    tokenizer_dir: Path,
+    num_threads: int = 1,
+    kind: EncoderKind = "reference",
+    proof: str | None = None,
+    may_prove: bool = True,
 ) -> Encoder:
     """Load the encoder of plain text.
 
@@ -72,6 +78,7 @@ def load_encoder(
         kind: ``reference``, ``auto``, or ``gigatoken`` to have that or an error.
         proof: `Encoder.proof` of this tokenizer's encoder in another process: what is proved there, by the same
             versions, is not proved again.
+        may_prove: with ``auto``, whether it is worth the time to make a proof that nobody has made yet.
 
     Raises:
         InputError: no tokenizer there, or gigatoken was asked for and is not equal to the reference.
@@ -92,7 +99,9 @@ def load_encoder(
     if kind == "reference":
         return reference
     try:
-        return load_gigatoken(write, reference, identity, num_threads, proof)
+        return load_gigatoken(write, reference, identity, num_threads, proof, may_prove or kind == "gigatoken")
+    except UnprovedError:
+        return reference
     except UnfitError as error:
         if kind == "gigatoken":
             what = f"gigatoken cannot encode with this tokenizer: {error}"
@@ -163,6 +172,8 @@ def build_fast(folder: TokenizerFolder, model: PieceModel) -> Tokenizer:
 
 def as_transformers(folder: TokenizerFolder, fast: Tokenizer, named: dict[str, str]) -> PreTrainedTokenizerFast:
     """Wrap a `tokenizers` tokenizer with the folder's settings, special tokens and chat template."""
+    from transformers import PreTrainedTokenizerFast
+
     settings: dict[str, Any] = {name: folder.settings[name] for name in _KEPT_SETTINGS if name in folder.settings}
     settings.setdefault("clean_up_tokenization_spaces", False)
     tokenizer = PreTrainedTokenizerFast(
@@ -180,6 +191,8 @@ def as_transformers(folder: TokenizerFolder, fast: Tokenizer, named: dict[str, s
 
 
 def _load_json_tokenizer(folder: TokenizerFolder) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+
     read_fast(folder)  # for its complaint: transformers' own names no file
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder.path))
     tokenizer.model_input_names = ["input_ids", "attention_mask"]

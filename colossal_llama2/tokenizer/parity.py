@@ -11,7 +11,6 @@ from typing import Final
 
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from colossal_llama2.tokenizer.piece_model import NORMAL, PieceModel, as_text
 
@@ -124,6 +123,8 @@ def find_transformers_mismatches(
     transformers may put another normalizer or post-processor into a tokenizer that it loads; the odd texts that hold
     no special token (those it takes for the token, by design) show it.
     """
+    from transformers import AutoTokenizer  # takes two seconds, and most who import this module need only its texts
+
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     markers = [token.content for token in tokenizer.added_tokens_decoder.values()]
     texts = [text for text in ODD_TEXTS if not any(marker in text for marker in markers)]

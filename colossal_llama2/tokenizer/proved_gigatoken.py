@@ -14,8 +14,17 @@ from colossal_llama2.tokenizer.proof import Verdict, proof_key, prove, recall, r
 from colossal_llama2.tokenizer.proof_texts import large_texts, proof_texts
 
 
+class UnprovedError(UnfitError):
+    """Nothing is known against gigatoken, but the proof has not been made."""
+
+
 def load_gigatoken(
-    write: Callable[[], GigatokenModel], reference: Encoder, identity: bytes, num_threads: int, proof: str | None
+    write: Callable[[], GigatokenModel],
+    reference: Encoder,
+    identity: bytes,
+    num_threads: int,
+    proof: str | None,
+    may_prove: bool = True,
 ) -> GigatokenEncoder:
     """Load gigatoken and prove it, unless that was done before.
 
@@ -25,9 +34,11 @@ def load_gigatoken(
         identity: describes the reference completely.
         num_threads: see `GigatokenEncoder`.
         proof: the proof that another process has made, see `Encoder.proof`.
+        may_prove: make the proof if need be, which takes some seconds.
 
     Raises:
         UnfitError: gigatoken is not installed, cannot read the tokenizer, or gives other ids.
+        UnprovedError: there is no proof yet and none was to be made.
     """
     missing = missing_package()
     if missing is not None:
@@ -37,10 +48,10 @@ def load_gigatoken(
         [model.content.encode(), repr(model.aside).encode(), reference.kind.encode(), identity],
         ["gigatoken", "awkward", reference.kind],
     )
+    verdict = Verdict(0, None) if proof == key else recall(key)
+    if verdict is None and not may_prove:
+        raise UnprovedError("not proved equal yet")
     encoder = GigatokenEncoder(model, reference, num_threads, key)
-    if proof == key:
-        return encoder
-    verdict = recall(key)
     if verdict is None:
         verdict = _prove(model, reference, key)
         if can_use_threads():  # else half of the proof was not made

@@ -179,7 +179,7 @@ def numbered_documents() -> Callable[..., Numbered]:
                     writer.number_of(name)
                 writer.add_tokens(np.array(ids, dtype=np.int32))
                 writer.add_documents(table, None)
-                writer.end_segment()
+                writer.end_segment(len(table))
                 shards.append(writer.finish([]))
         columns = [[document[column] for document in documents] for column in range(3)]
         return Numbered(columns[0], columns[1], columns[2], shards)

@@ -50,7 +50,7 @@ def encode(record: Chunked, tokenizer_dir: Path) -> tuple[list[int], int, bool, 
     stretches.encode = lambda *arguments: calls.append(1) or plain(*arguments)  # type: ignore[method-assign, func-returns-value]
     with tempfile.TemporaryDirectory() as work, ShardWriter(Path(work), "") as writer:
         encode_giant(writer, record, encoder, stretches, "none")
-        writer.end_segment()
+        writer.end_segment(1)
         shard = writer.finish([])
         [row] = shard.documents()
         ids = np.fromfile(Path(work, TOKENS_FILE), dtype="<i4").tolist()

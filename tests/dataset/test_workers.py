@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 import time
 from functools import partial
@@ -78,3 +79,43 @@ def test_ray_is_named_where_it_is_missing_or_not_running(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"needs Ray.*pip install"), start_workers(0, "auto"):
         pass
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from colossal_llama2.dataset.workers import start_workers\n\n\n"
+        "def report(number):\n"
+        "    Path(sys.argv[1], str(os.getpid())).touch()\n"
+        "    time.sleep(0.2)\n\n\n"
+        "if __name__ == '__main__':\n"
+        "    with start_workers(2) as workers:\n"
+        "        workers.run_all(report, range(2), 'reporting')\n"
+        "        Path(sys.argv[1], 'ready').touch()\n"
+        "        time.sleep(60)\n"
+    )
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(seen)])
+    try:
+        until = time.monotonic() + 30
+        while not (seen / "ready").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()
+    processes = [int(path.name) for path in seen.iterdir() if path.name.isdigit()]
+    assert processes
+    until = time.monotonic() + 10
+    while any(_is_running(process) for process in processes) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(_is_running(process) for process in processes)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from colossal_llama2.engine import ranks
@@ -117,3 +119,31 @@ def one_rank() -> Iterator[None]:
     ranks.launch(seed=0)
     yield
     ranks.close()
+
+
+class ThreadGroup:
+    """Stands for a process group whose ranks are threads: an all-reduce waits until every thread has come."""
+
+    def __init__(self, ranks: int) -> None:
+        self._barrier = threading.Barrier(ranks, timeout=30)
+        self._given: dict[int, torch.Tensor] = {}
+
+    def all_reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
+        assert group is self
+        self._given[threading.get_ident()] = tensor.clone()
+        self._barrier.wait()
+        stacked = torch.stack(list(self._given.values()))
+        self._barrier.wait()
+        tensor.copy_(stacked.max(0).values if op == dist.ReduceOp.MAX else stacked.sum(0))
+
+
+@pytest.fixture
+def thread_group(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], ThreadGroup]:
+    """Give what makes a group of so many ranks that are threads of this process."""
+
+    def make(num_ranks: int) -> ThreadGroup:
+        group = ThreadGroup(num_ranks)
+        monkeypatch.setattr(dist, "all_reduce", group.all_reduce)
+        return group
+
+    return make

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from colossal_llama2.engine.parallel_loss import cross_entropies
 
 
-class ThreadGroup:
-    """Stands for a process group whose ranks are threads: an all-reduce waits until every thread has come."""
-
-    def __init__(self, ranks: int) -> None:
-        self._barrier = threading.Barrier(ranks, timeout=30)
-        self._given: dict[int, torch.Tensor] = {}
-
-    def all_reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None) -> None:
-        assert group is self
-        self._given[threading.get_ident()] = tensor.clone()
-        self._barrier.wait()
-        stacked = torch.stack(list(self._given.values()))
-        self._barrier.wait()
-        tensor.copy_(stacked.max(0).values if op == dist.ReduceOp.MAX else stacked.sum(0))
-
-
 @pytest.mark.parametrize("sizes", [(7,), (4, 3), (5, 5, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_divided_equals_whole(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_divided_equals_whole(thread_group: Callable[[int], Any], sizes: tuple[int, ...], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     vocabulary, tokens = sum(sizes), 6
     whole = (torch.randn(tokens, vocabulary) * 30).to(
@@ -42,8 +26,7 @@ def test_divided_equals_whole(monkeypatch: pytest.MonkeyPatch, sizes: tuple[int,
     weights = torch.linspace(0.5, 1.5, tokens)  # each token's gradient has a scale of its own
     (expected * weights).sum().backward()
 
-    group = ThreadGroup(len(sizes))
-    monkeypatch.setattr(dist, "all_reduce", group.all_reduce)
+    group = thread_group(len(sizes))
     results: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def work(rank: int) -> None:
