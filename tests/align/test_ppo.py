@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_dataset import main as prepare_set
 
-FUNCTION = '''
+FUNCTION = """
 def short(prompts, answers, records):
     assert len(prompts) == len(answers) == len(records)
     assert all(record["prompt"] in prompt for record, prompt in zip(records, prompts))
     return [1.0 - 0.1 * len(answer.split()) for answer in answers]
-'''
+"""
 FLAGS = [
     "--plugin", "ddp", "--mixed_precision", "fp32", "--max_steps", 3, "--num_epochs", 9, "--rollout_batch", 8,
     "--max_new_tokens", 6, "--ppo_minibatches", 2, "--ppo_epochs", 2, "--micro_batch_size", 2, "--lr", 1e-3,
