@@ -38,7 +38,9 @@ def trained(plugin: PluginName, precision: Any, defers: bool, tied: bool) -> tup
     model = tiny_llama(tied)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.1}]
     adam = AdamSettings(lr=1e-2, eps=1e-4)
-    session = Session(PluginSettings(plugin, precision, zero=0), model, groups, adam, lambda step: 1.0)
+    session = Session(
+        PluginSettings(plugin, precision, zero=0 if plugin == "3d" else 1), model, groups, adam, lambda step: 1.0
+    )
     if defers:
         session.defer_head()
     widths = set()
