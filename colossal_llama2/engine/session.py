@@ -15,6 +15,8 @@ from torch import nn
 
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
+from colossal_llama2.engine.chunked_loss import HeadPlace
+from colossal_llama2.engine.deferred_head import DeferredHead, can_defer
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
 from colossal_llama2.engine.parallel_loss import cross_entropies, whole_logits
 from colossal_llama2.engine.parallel_plan import check_model
@@ -124,8 +126,8 @@ class Session:
         # Plugins make the masters from weights that they have cast already.
         if any(p.requires_grad for p in rounded):
             self.saved_weights.start_from({name: rounded[p] for name, p in names if p in rounded and p.requires_grad})
-        self.cross_entropies = self._choose_cross_entropy()
         self._precision = AutocastPrecision(self) if settings.plugin == "ddp" else MasterPrecision(self)
+        self.cross_entropies = self._choose_cross_entropy()
 
     @property
     def learning_rate(self) -> float:
@@ -241,12 +243,30 @@ class Session:
         return self.booster.no_sync(self.model, self.optimizer)
 
     def _choose_cross_entropy(self) -> CrossEntropies:
+        place = self._head_place()
+        return _whole_cross_entropies if place.group is None else partial(cross_entropies, **place._asdict())
+
+    def _head_place(self) -> HeadPlace:
         head = self._divided_head()
         if head is None:
-            return _whole_cross_entropies
-        group, place = self.plugin.tp_group, self.mesh.place[2]
-        first_row = place * (head.new_num_embeddings // self.settings.tp)
-        return partial(cross_entropies, first_row=first_row, group=group)
+            return HeadPlace()
+        return HeadPlace(self.mesh.place[2] * (head.new_num_embeddings // self.settings.tp), self.plugin.tp_group)
+
+    def defer_head(self) -> None:
+        """Never make logits, where the model and the plugin allow it: for a stage that does `cross_entropies` to them.
+
+        What then stands in their place in the model's output is hidden states; see `DeferredHead`.
+        """
+        # A pipeline's schedule wants the output of its last stage to be what it was made for.
+        if self.settings.pp > 1 or not can_defer(boosted_module(self.model)):
+            return
+        hooks = None
+        if hasattr(self.model, "gemini_manager"):
+            from colossalai.tensor.param_op_hook import ColoParamOpHookManager
+
+            hooks = partial(ColoParamOpHookManager.use_hooks, *self.model.hooks)
+        head = boosted_module(self.model).get_output_embeddings()  # type: ignore[operator]
+        self.cross_entropies = DeferredHead(head, self._head_place(), self._precision.autocast, hooks).cross_entropies
 
     def _divided_head(self) -> Any:
         """Return the output head where its rows are divided over ranks, else None; so on other pipeline stages."""
