@@ -102,7 +102,7 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     batches = stage.batches(opened.data, loader)
     total_steps = _total_steps(settings, batches, opened.state)
     session = _boost(settings, model, total_steps, undecayed)
-    if stage.predicts_tokens:
+    if stage.defers_head:
         session.defer_head()
     if trained.new_rows is not None:
         check_base_rows_kept(session.model.unwrap())
