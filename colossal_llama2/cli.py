@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import sys
 import time
@@ -81,7 +82,7 @@ def chosen(name: str, arguments: Sequence[str], choices: Collection[str], defaul
     entries = [] if config_file is None else list(_read_yaml(config_file))
     flat = [*(part for _, entry in entries for part in entry), *own]
     value = default
-    for argument, following in zip(flat, [*flat[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*flat, ""]):
         flag, equals, given = argument.partition("=")
         if flag == f"--{name}":
             value = given if equals else following

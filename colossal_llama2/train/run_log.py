@@ -27,8 +27,8 @@ class StepMetrics:
         step: optimizer steps done.
         epoch: epoch of the step's rows, from 0.
         tokens: tokens trained on so far.
-        learned_tokens: tokens of this step that a loss was taken on, over all ranks.
-        loss: mean over them, in nats.
+        learned_tokens: labels of this step that are learned, over all ranks.
+        loss: mean over them, or over what else the stage counts (`Stage.count`), in nats.
         grad_norm: before clipping; None where half-precision gradients overflowed, which JSON cannot say.
         lr: learning rate of the step.
         tokens_per_second: of all ranks together.

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from colossal_llama2.dataset.preparation import MixOptions, PrepareSettings, SpliceOptions, WorkOptions
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_dataset import main as prepare
+from colossal_llama2.dataset.prepare_pretrain_dataset import main as prepare_corpus
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision
 from colossal_llama2.engine.session import AdamSettings, Session
@@ -59,6 +61,44 @@ def sft_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path)
         for n in range(80)
     ]
     return _prepare(tmp_path_factory.mktemp("sft"), "sft", llama_tokenizer_dir, records)
+
+
+@pytest.fixture(scope="session")
+def other_sft_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Path:
+    """Give a set of conversations that another chat template wrote."""
+    said = [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": "jumps"}]
+    work = tmp_path_factory.mktemp("other")
+    template = "transcript"
+    return _prepare(
+        work,
+        "sft",
+        llama_tokenizer_dir,
+        [{"messages": said}] * 4,
+        chat_template=template,
+        holdout="0",
+        num_spliced_dataset_bins=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def corpus_dir(tmp_path_factory: pytest.TempPathFactory, llama_tokenizer_dir: Path) -> Path:
+    """Give a tiny pretraining corpus."""
+    work = tmp_path_factory.mktemp("corpus")
+    records = [{"source": "", "target": "the quick brown fox", "category": "a"}] * 8
+    (work / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    prepare_corpus(
+        PrepareSettings(
+            data_input_dirs=str(work / "in.jsonl"),
+            tokenizer_dir=llama_tokenizer_dir,
+            data_cache_dir=work / "cache",
+            data_jsonl_output_dir=work / "jsonl",
+            data_arrow_output_dir=work / "arrow",
+            splicing=SpliceOptions(max_length=48),
+            mix=MixOptions(num_spliced_dataset_bins=1),
+            work=WorkOptions(num_workers=1),
+        )
+    )
+    return work / "arrow"
 
 
 @pytest.fixture(scope="session")

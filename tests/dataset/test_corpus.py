@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from colossal_llama2.dataset.corpus import PreparedCorpus
+from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
+from colossal_llama2.dataset.prepare_dataset import main as prepare_set
 from colossal_llama2.errors import InputError
 
 Make = Callable[..., tuple[Path, Any]]
@@ -133,3 +135,31 @@ def test_the_part_that_is_the_current_folder_opens(first: Path, monkeypatch: pyt
     expected = rows_of(PreparedCorpus.open([first / "part-00001"]))
     monkeypatch.chdir(first / "part-00001")
     assert rows_of(PreparedCorpus.open([Path()])) == expected
+
+
+def test_a_set_says_its_type_and_is_read_by_those_who_want_it(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
+    source = tmp_path / "pairs.jsonl"
+    source.write_text('{"prompt": "the fox", "responses": ["jumps", "over", "a dog"], "ranks": [2, 0, 1]}\n' * 3)
+    prepare_set(
+        PrepareSetSettings(
+            type="preference",
+            data_input_dirs=str(source),
+            tokenizer_dir=llama_tokenizer_dir,
+            data_arrow_output_dir=tmp_path / "set",
+            chat_template="llama2",
+            num_workers=1,
+        )
+    )
+    corpus = PreparedCorpus.open([tmp_path / "set"], types=("preference",))
+    assert corpus.chat_templates == ((tmp_path / "set" / "chat_template.jinja").read_text(),)
+    ranks = [corpus.row(index).ranks for index in range(corpus.num_rows)]
+    assert [found.tolist() for found in ranks if found is not None] == [[2, 0, 1]] * 3
+    with pytest.raises(InputError, match=r"is a set of --type preference.*wrote with --type sft"):
+        PreparedCorpus.open([tmp_path / "set"])
+
+
+def test_a_corpus_is_no_set(first: Path) -> None:
+    assert PreparedCorpus.open([first]).chat_templates == ()
+    assert PreparedCorpus.open([first]).row(0).ranks is None
+    with pytest.raises(InputError, match="is a pretraining corpus"):
+        PreparedCorpus.open([first], types=("sft",))

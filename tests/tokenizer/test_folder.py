@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from colossal_llama2.errors import InputError
-from colossal_llama2.tokenizer.folder import copy_tokenizer_files, read_folder
+from colossal_llama2.tokenizer.folder import copy_tokenizer_files, read_folder, with_chat_template
 
 
 def write(folder: Path, name: str, value: Any) -> None:
@@ -75,3 +75,17 @@ def test_broken_settings_are_named(content: str, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(content)
     with pytest.raises(InputError, match=r"tokenizer_config\.json: not"):
         read_folder(folder)
+
+
+def test_another_chat_template_is_said_by_every_file_that_can_say_one(folder: Path) -> None:
+    write(folder, "tokenizer_config.json", {"eos_token": "</s>", "chat_template": "old"})
+    write(folder, "chat_template.json", {"chat_template": "older"})
+    for name, text in with_chat_template(folder, "nëw {{ x }}").items():
+        (folder / name).write_text(text, encoding="utf-8")
+    assert read_folder(folder).chat_template == "nëw {{ x }}"
+    assert read_folder(folder).special_tokens == {"eos_token": "</s>"}
+    (folder / "chat_template.jinja").unlink()
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        assert read_folder(folder).chat_template == "nëw {{ x }}"
+        (folder / name).unlink()
+    assert set(with_chat_template(folder, "t")) == {"chat_template.jinja", "tokenizer_config.json"}

@@ -84,3 +84,16 @@ def test_lines_wait_while_the_disk_is_full(tmp_path: Path, capsys: pytest.Captur
     log.step(replace(METRICS, step=5))
     log.close()
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_stages_figures_stand_beside_the_loss_and_an_evaluation_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLog(tmp_path, 0, 1000, interval=500)
+    log.step(replace(METRICS, step=7, figures={"accuracy": 0.75, "length_correlation": None, "eval_loss": 2.0}))
+    log.step(replace(METRICS, step=8))
+    log.close()
+    with_figures, without = lines(tmp_path)
+    assert (with_figures["accuracy"], with_figures["length_correlation"], with_figures["eval_loss"]) == (0.75, None, 2)
+    assert {"accuracy", "figures", "eval_loss"}.isdisjoint(without)
+    assert capsys.readouterr().out.splitlines() == ["step 7: eval_loss 2.0000"]
