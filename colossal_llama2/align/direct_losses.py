@@ -138,7 +138,7 @@ def orpo(policy: Pairs, lam: float) -> OrpoLosses:
 
     Args:
         policy: of the model that learns.
-        lam: weight of the odds ratio (the paper: 0.1).
+        lam: weight of the odds ratio (the paper: 0.1 for 7B).
     """
     chosen, rejected = (at_least_fp32(each) for each in policy.per_token()[:2])
     odds_ratio = -F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
@@ -193,7 +193,7 @@ def kto(
     beta: float,
     weights: tuple[float, float] = (1.0, 1.0),
 ) -> KtoLosses:
-    """Kahneman-Tversky optimisation (Ethayarajh et al., arXiv 2402.01306, eq. 8): single answers, good or bad.
+    """Kahneman-Tversky optimisation (Ethayarajh et al., arXiv 2402.01306, section 4): single answers, good or bad.
 
         r    = log(pi(y) / ref(y))
         loss = lam_D (1 - sigmoid(beta (r - z0)))  if y is desirable
@@ -205,11 +205,12 @@ def kto(
         desirable: [N] bool.
         reference_point: z0, scalar, see `kto_reference_point`; the same on every rank.
         beta: aversion to risk, and the pull to the reference (the paper: 0.1).
-        weights: lam_D and lam_U. The paper wants lam_D n_D / (lam_U n_U) between 1 and 3/2.
+        weights: lam_D and lam_U, to even out how many answers there are of each kind.
     """
     log_ratio = at_least_fp32(policy) - at_least_fp32(reference.detach())
     above = log_ratio - reference_point.detach()
-    side = torch.where(desirable, 1.0, -1.0)
+    good = desirable.to(above)
+    side, weight = 2.0 * good - 1.0, weights[0] * good + weights[1] * (1.0 - good)
     # 1 - sigmoid(x) = sigmoid(-x), which keeps its digits
-    losses = torch.where(desirable, *weights) * torch.sigmoid(-beta * side * above)
+    losses = weight * torch.sigmoid(-beta * side * above)
     return KtoLosses(losses, beta * log_ratio.detach(), (side * above > 0).detach())

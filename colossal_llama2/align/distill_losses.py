@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from colossal_llama2.align.chunks import CHUNK, at_least_fp32, by_chunks
 from colossal_llama2.align.log_probs import learned_positions
@@ -68,15 +69,19 @@ def distill_sums(
     assert 0 <= how.kl_share <= 1, "a share is from 0 to 1"
     student, teacher = (each.reshape(-1, each.shape[-1]) for each in (student_logits, teacher_logits.detach()))
     positions = learned_positions(labels)
-    divergences = token_divergences(student, teacher, positions - 1, how)
-    cross_entropies = _cross_entropies(student, positions - 1, labels.reshape(-1)[positions], how.chunk)
-    kl, cross_entropy = divergences.sum(), cross_entropies.sum()
-    loss = how.kl_share * how.temperature**2 * kl
-    if (
-        how.kl_share < 1
-    ):  # at 1 the gradient of the cross-entropy would be a second one of zeros, as large as the logits
-        loss = loss + (1.0 - how.kl_share) * cross_entropy
-    return DistillSums(loss, kl.detach(), cross_entropy.detach(), kl.new_tensor(len(positions)))
+    targets = labels.reshape(-1)[positions]
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    kl, cross_entropy = torch.zeros(2, len(positions), dtype=dtype, device=student.device)
+
+    def losses(part: torch.Tensor, which: slice) -> torch.Tensor:
+        divergences = _divergences(part, teacher[positions[which] - 1], how)
+        of_labels = F.cross_entropy(part, targets[which], reduction="none")
+        kl[which], cross_entropy[which] = divergences.detach(), of_labels.detach()
+        return how.kl_share * how.temperature**2 * divergences + (1.0 - how.kl_share) * of_labels
+
+    # both in one pass: each alone would bring its own gradient, as large as the logits, and a third for their sum
+    loss = by_chunks(losses, student, positions - 1, how.chunk).sum()
+    return DistillSums(loss, kl.sum(), cross_entropy.sum(), kl.new_tensor(len(positions)))
 
 
 def token_divergences(
@@ -97,18 +102,12 @@ def token_divergences(
         [N] in nats, fp32, with gradient to the student. Infinite where one has probability 0 and the other has not.
     """
 
-    def divergences(part: torch.Tensor, which: slice) -> torch.Tensor:
-        log_p = torch.log_softmax(part / how.temperature, dim=-1)
-        log_q = torch.log_softmax(at_least_fp32(teacher[rows[which]]) / how.temperature, dim=-1)
-        of, to = (log_q, log_p) if how.direction == "forward" else (log_p, log_q)
-        # 0 log 0 is 0: a logit of -inf, a row of padding of the vocabulary, must not become "not a number"
-        return (of.exp() * (of - to).where(of > -torch.inf, 0.0)).sum(dim=-1)
-
-    return by_chunks(divergences, student, rows, how.chunk)
+    return by_chunks(lambda part, which: _divergences(part, teacher[rows[which]], how), student, rows, how.chunk)
 
 
-def _cross_entropies(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, chunk: int) -> torch.Tensor:
-    def cross_entropies(part: torch.Tensor, which: slice) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(part, targets[which], reduction="none")
-
-    return by_chunks(cross_entropies, logits, rows, chunk)
+def _divergences(student: torch.Tensor, teacher: torch.Tensor, how: Distillation) -> torch.Tensor:
+    log_p = torch.log_softmax(student / how.temperature, dim=-1)
+    log_q = torch.log_softmax(at_least_fp32(teacher.detach()) / how.temperature, dim=-1)
+    of, to = (log_q, log_p) if how.direction == "forward" else (log_p, log_q)
+    # 0 log 0 is 0: a logit of -inf, a row of padding of the vocabulary, must not become "not a number"
+    return (of.exp() * (of - to).where(of > -torch.inf, 0.0)).sum(dim=-1)

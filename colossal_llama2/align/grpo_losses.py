@@ -79,7 +79,7 @@ def grpo(
         log_probs: of the answers' tokens.
         advantages: [N], each token that of its answer, see `group_advantages`.
         weights: [N]: `answer_weights` for the paper's mean over answers of means over tokens; ones for a mean over all
-            tokens (DAPO, arXiv 2503.14476, eq. 8).
+            tokens (DAPO, arXiv 2503.14476, section 3.3).
         beta: weight of the KL (the paper: 0.04).
         clip: `PolicyClip(0.2, 0.28)` is DAPO's clip-higher.
     """

@@ -54,7 +54,7 @@ class AdaptiveKl:
 
         Args:
             coef: the first coefficient, above 0: multiplying never leaves 0.
-            target: mean over answers of the sum of KL over the tokens of an answer, in nats (the paper: 6).
+            target: mean over answers of the sum of KL over the tokens of an answer, in nats (their code: 6).
             horizon: answers over which an error of 20% changes the coefficient by 20%; the paper's K is 0.1.
         """
         assert coef > 0, "a coefficient of zero cannot be steered"

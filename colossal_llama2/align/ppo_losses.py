@@ -159,8 +159,8 @@ class PolicyClip(NamedTuple):
 
     Attributes:
         low: epsilon below one (both ancestors: 0.2).
-        high: epsilon above one, the same as `low` if None (DAPO's clip-higher, arXiv 2503.14476, eq. 10: 0.28).
-        dual: c > 1, bounds the loss of a token of negative advantage at -c A (Ye et al., arXiv 1912.09729, eq. 5);
+        high: epsilon above one, the same as `low` if None (clip-higher of DAPO, arXiv 2503.14476, section 3.1: 0.28).
+        dual: c > 1, bounds the loss of a token of negative advantage at -c A (Ye et al., arXiv 1912.09729);
             None for no bound.
     """
 
@@ -239,7 +239,7 @@ def value_loss(
 ) -> ValueSums:
     """Take half the squared error of the critic, the worse of the value and of the value kept near its old one.
 
-        V_clip = V_old + clamp(V - V_old, -clip, clip)
+        V_clip = clamp(V, V_old - clip, V_old + clip)
         loss   = max((V - R)^2, (V_clip - R)^2) / 2
 
     Args:
@@ -256,7 +256,8 @@ def value_loss(
     errors = losses = (values - returns).square()
     clipped = torch.zeros_like(taken)
     if clip is not None:
-        near = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
+        # bounds rather than old + clamp(difference), whose rounding would count values as clipped that are not
+        near = (values.clamp(old_values - clip, old_values + clip) - returns).square()
         clipped = near > errors
         losses = torch.maximum(errors, near)
     of_tokens = (losses / 2, clipped.to(losses), errors.detach(), torch.ones_like(losses))

@@ -64,7 +64,7 @@ def log_sig_losses(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.
 
 
 def log_exp_losses(chosen: torch.Tensor, rejected: torch.Tensor, margins: torch.Tensor | float = 0.0) -> torch.Tensor:
-    """Take log(1 + exp(r_r - r_c + m)) of every pair (Bai et al., arXiv 2204.05862, section 2.2).
+    """Take log(1 + exp(r_r - r_c + m)) of every pair (ColossalChat cites Bai et al., arXiv 2204.05862).
 
     The same number as `log_sig_losses`: -log(1 / (1 + exp(-x))) = log(1 + exp(-x)). Both names exist because
     ColossalChat offers both. Arguments and result are those of `log_sig_losses`.
