@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.byte_tokenizer import make_byte_tokenizer
 from benchmarks.machine import describe_machine
 from colossal_llama2 import cli
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
@@ -104,8 +105,8 @@ def main(settings: PpoBenchmarkSettings) -> None:
 def make_inputs(work: Path, settings: PpoBenchmarkSettings) -> None:
     """Make a tokenizer, a random policy, a random reward model and prompts of 64 tokens."""
     hidden, layers, heads, groups, intermediate, vocabulary = SHAPES[settings.model_size]
-    make_tokenizer(work / "policy", vocabulary)
-    make_tokenizer(work / "reward", vocabulary)
+    make_byte_tokenizer(work / "policy", vocabulary)
+    make_byte_tokenizer(work / "reward", vocabulary)
     save_random(work, vocabulary, {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -131,24 +132,6 @@ def make_inputs(work: Path, settings: PpoBenchmarkSettings) -> None:
             num_workers=1,
         )
     )
-
-
-def make_tokenizer(folder: Path, vocabulary: int) -> None:
-    """Make a tokenizer of bytes, with pieces that no text has up to the size asked for."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-
-    special = ["<|begin|>", "<|end|>"]
-    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokens += [f"unused{number}" for number in range(vocabulary - len(tokens))]
-    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, []))
-    tokenizer.add_special_tokens(special)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": special[0], "eos_token": special[1]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def save_random(work: Path, vocabulary: int, shape: dict[str, Any]) -> None:

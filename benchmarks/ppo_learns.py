@@ -25,6 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.byte_tokenizer import make_byte_tokenizer
 from benchmarks.machine import describe_machine
 from colossal_llama2 import cli
 from colossal_llama2.align import ppo_stage
@@ -121,7 +122,8 @@ def main(settings: LearnsSettings) -> int:
 def make_base(work: Path, steps: int) -> Path:
     """Make tokenizer, sets and model, and pretrain it with the project's own command; return its folder."""
     work.mkdir(exist_ok=True)
-    tokenizer, draw = make_tokenizer(work / "tokenizer"), random.Random(0)
+    tokenizer, draw = work / "tokenizer", random.Random(0)
+    make_byte_tokenizer(tokenizer)
     sentences = [record("", sentence(draw)) for _ in range(3000)]
     answered = [record(f"ask {draw.choice(ANIMALS)}>", at_random(draw)) for _ in range(3000)]
     (work / "held_out.jsonl").write_text("".join(sentences[:200]), encoding="utf-8")
@@ -189,24 +191,6 @@ def prepare(work: Path, name: str, sources: list[str]) -> None:
             work=WorkOptions(num_workers=1),
         )
     )
-
-
-def make_tokenizer(folder: Path) -> Path:
-    """Make a tokenizer of bytes and two special tokens."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-    from tokenizers.models import BPE
-
-    special = ["<|begin|>", "<|end|>"]
-    tokens = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(BPE({token: index for index, token in enumerate(tokens)}, []))
-    tokenizer.add_special_tokens(special)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": special[0], "eos_token": special[1]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
 
 
 def make_model(folder: Path, tokenizer: Path) -> None:

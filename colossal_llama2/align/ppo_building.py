@@ -22,8 +22,9 @@ from colossal_llama2.align.vllm_rollouts import VllmGenerator
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.adapters import Adapter, attach_adapter
+from colossal_llama2.engine.companions import Companion
 from colossal_llama2.engine.precision import DTYPES
-from colossal_llama2.engine.session import AdamSettings, Companion, Session
+from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
 from colossal_llama2.model.pretrained import load_for_training, recompute_activations
 from colossal_llama2.model.scalar_head import is_scorer, load_scorer, scorer_config

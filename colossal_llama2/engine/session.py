@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
+from colossal_llama2.engine.companions import Companion
 from colossal_llama2.engine.heads import CrossEntropies, divided_head, head_cross_entropies
 from colossal_llama2.engine.heads import defer_head as deferred
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
@@ -46,21 +46,6 @@ class Objective(Generic[BatchType]):
 
     inputs: Callable[[BatchType], dict[str, Any]]
     loss_sum: Callable[[Any, BatchType, CrossEntropies], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Companion:
-    """A session whose state lies in another one's checkpoints: PPO's critic in the policy's.
-
-    Attributes:
-        session: the boosted model.
-        model_files_dir: model folder whose configuration and tokenizer go beside its weights.
-        changed_files: texts of small files that go there in the place of the folder's own.
-    """
-
-    session: Session
-    model_files_dir: Path
-    changed_files: Mapping[str, str] = field(default_factory=dict)
 
 
 class Session:
