@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: setup demo test test-long check format docs bench clean
+.PHONY: setup demo demo-road test test-long check format docs bench clean
 
 setup: $(READY)
 
@@ -21,6 +21,10 @@ $(READY): requirements.txt requirements-engine.txt requirements-dev.txt pyprojec
 
 demo: $(READY)
 	$(BIN)/python examples/demo.py
+
+demo-road: $(READY)
+	$(BIN)/python examples/make_road_inputs.py
+	$(BIN)/python train.py --stages examples/road_demo.yaml
 
 test: check
 	$(BIN)/python -m pytest -m "not long"

@@ -87,7 +87,7 @@ def main(settings: PpoBenchmarkSettings) -> None:
     arithmetic = flops.of(int(length * settings.rollout_batch), [int(length)] * settings.rollout_batch) * (5 / 3 + 2)
     report = {
         "machine": describe_machine(),
-        "settings": {name: str(value) for name, value in asdict(settings).items()},
+        "settings": {name: value for name, value in asdict(settings).items() if name != "output"},
         "samples_per_second": settings.rollout_batch / whole,
         "seconds_a_rollout": whole,
         "share_of_time": {part: value / whole for part, value in seconds.items()},
@@ -115,7 +115,7 @@ def make_inputs(work: Path, settings: PpoBenchmarkSettings) -> None:
         "max_position_embeddings": PROMPT_TOKENS + settings.max_new_tokens,
     })  # fmt: skip
     draw = random.Random(0)
-    prompts = ["".join(draw.choice("abcdefgh ") for _ in range(PROMPT_TOKENS - 1)).strip() + "x" for _ in range(256)]
+    prompts = ["".join(draw.choice("abcdefgh") for _ in range(PROMPT_TOKENS - 1)) for _ in range(256)]
     (work / "prompts.jsonl").write_text("".join(json.dumps({"prompt": one}) + "\n" for one in prompts))
     template = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}"
     (work / "template.jinja").write_text(template + "{{ eos_token }}{% endif %}{% endfor %}")

@@ -222,10 +222,18 @@ def _known_entries(path: Path, names: set[str]) -> list[str]:
 
 
 def _read_yaml(path: Path) -> Iterator[tuple[tuple[str, int], list[str]]]:
-    """Turn a YAML mapping into flags, leaving every scalar a string so that ``1e-4`` is parsed as the flag would be.
+    """Yield name and line of each entry of a YAML mapping, and the flag it stands for."""
+    root = compose_yaml(path)
+    for key, value in [] if root is None else root.value:
+        line = key.start_mark.line + 1
+        yield (str(key.value), line), yaml_flag(key.value, value, path, line)
 
-    Yields:
-        Name and line of each entry, and the flag it stands for.
+
+def compose_yaml(path: Path) -> yaml.MappingNode | None:
+    """Read a file's YAML mapping as nodes, which know their lines; None for an empty file.
+
+    Raises:
+        InputError: it cannot be read, or is something else.
     """
     try:
         root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
@@ -235,16 +243,17 @@ def _read_yaml(path: Path) -> Iterator[tuple[tuple[str, int], list[str]]]:
         mark = getattr(error, "problem_mark", None)
         line = None if mark is None else mark.line + 1
         raise InputError(f"not YAML ({getattr(error, 'problem', error)})", path=path, line=line) from None
-    if root is None:
-        return
-    if not isinstance(root, yaml.MappingNode):
+    if root is not None and not isinstance(root, yaml.MappingNode):
         raise InputError("not a mapping", path=path, line=1, remedy="write one `name: value` a line")
-    for key, value in root.value:
-        line = key.start_mark.line + 1
-        yield (str(key.value), line), _yaml_entry(key.value, value, path, line)
+    return root
 
 
-def _yaml_entry(name: str, value: yaml.Node, path: Path, line: int) -> list[str]:
+def yaml_flag(name: str, value: yaml.Node, path: Path, line: int) -> list[str]:
+    """Return the flag that an entry stands for, scalars left as text so that ``1e-4`` is parsed as the flag would be.
+
+    Raises:
+        InputError: it holds a mapping.
+    """
     if isinstance(value, yaml.SequenceNode):
         return [f"--{name}", *(str(item.value) for item in value.value)]
     if not isinstance(value, yaml.ScalarNode):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from colossal_llama2.align.road import RoadSettings
 from colossal_llama2.align.stages import DEFAULT, STAGES
 from colossal_llama2.chat.generate import GenerateSettings
 from colossal_llama2.chat.making_settings import GenerateDatasetSettings
@@ -37,6 +38,7 @@ COMMANDS = {
         "train.py" if name == DEFAULT else f"train.py --stage {name}": settings_type
         for name, (settings_type, _, _) in STAGES.items()
     },
+    "train.py --stages": RoadSettings,
     "tools/plan.py": PlanSettings,
     "tools/merge_lora.py": MergeSettings,
     "tools/launch.py": LaunchSettings,

@@ -30,6 +30,7 @@ class DirectStage(Stage):
         sequences: of which a reference's log-probabilities are wanted; none for a method without one.
     """
 
+    defers_head = True
     sequences: tuple[Sequences, ...] = ()
 
     def __init__(self, settings: Any) -> None:

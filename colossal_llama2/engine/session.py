@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
+from colossal_llama2.engine.heads import CrossEntropies, divided_head, head_cross_entropies
+from colossal_llama2.engine.heads import defer_head as deferred
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
-from colossal_llama2.engine.parallel_loss import cross_entropies, whole_logits
+from colossal_llama2.engine.parallel_loss import whole_logits
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
 from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome
 
 BatchType = TypeVar("BatchType")
-# Maps logits [N, V] and targets [N] to the cross-entropies [N] in nats, fp32; under tensor parallelism V is a part.
-CrossEntropies = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -124,13 +122,17 @@ class Session:
         # Plugins make the masters from weights that they have cast already.
         if any(p.requires_grad for p in rounded):
             self.saved_weights.start_from({name: rounded[p] for name, p in names if p in rounded and p.requires_grad})
-        self.cross_entropies = self._choose_cross_entropy()
         self._precision = AutocastPrecision(self) if settings.plugin == "ddp" else MasterPrecision(self)
+        self.cross_entropies: CrossEntropies = head_cross_entropies(self)
 
     @property
     def learning_rate(self) -> float:
         """Learning rate of the next step."""
         return float(self.scheduler.get_last_lr()[0])
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Make the context in which this run computes."""
+        return self._precision.autocast()
 
     def forward(self, **inputs: Any) -> Any:
         """Run the model in the precision asked for; what it returns is transformers' output object."""
@@ -158,7 +160,7 @@ class Session:
 
         What is more stands for no token and is -inf. Undivided logits come back as they are.
         """
-        head = self._divided_head()
+        head = divided_head(self)
         if head is None:
             return logits
         return whole_logits(logits, head.new_num_embeddings // self.settings.tp, self.plugin.tp_group)
@@ -240,19 +242,12 @@ class Session:
             return nullcontext()
         return self.booster.no_sync(self.model, self.optimizer)
 
-    def _choose_cross_entropy(self) -> CrossEntropies:
-        head = self._divided_head()
-        if head is None:
-            return _whole_cross_entropies
-        group, place = self.plugin.tp_group, self.mesh.place[2]
-        first_row = place * (head.new_num_embeddings // self.settings.tp)
-        return partial(cross_entropies, first_row=first_row, group=group)
+    def defer_head(self) -> None:
+        """Never make logits, where the model and the plugin allow it: for a stage that does `cross_entropies` to them.
 
-    def _divided_head(self) -> Any:
-        """Return the output head where its rows are divided over ranks, else None; so on other pipeline stages."""
-        model: Any = boosted_module(self.model)
-        head = model.get_output_embeddings() if self.settings.tp > 1 else None
-        return head if hasattr(head, "new_num_embeddings") else None
+        What then stands in their place in the model's output is hidden states; see `DeferredHead`.
+        """
+        self.cross_entropies = deferred(self) or self.cross_entropies
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""
@@ -297,7 +292,3 @@ class Session:
 def _weights_rounded_by(dtype: torch.dtype, model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
     """Remember the weights that casting to `dtype` would round (bf16 rounds fp16); boosting replaces their storage."""
     return {p: p.data for p in model.parameters() if torch.promote_types(p.dtype, dtype) != dtype}
-
-
-def _whole_cross_entropies(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(logits.float(), targets, reduction="none")

@@ -45,12 +45,14 @@ class Stage:
         name: of the stage.
         figure_names: every name in `LossSums.figures`; a rank that computes no loss adds zeros under them.
         predicts_tokens: the loss is next-token prediction, so that the losses on new tokens can be told apart.
+        defers_head: nothing is done to logits but `cross_entropies`, so that these need not be there at all.
         scores: the model has a head that scores in the place of one that predicts tokens.
     """
 
     name: str
     figure_names: tuple[str, ...] = ()
     predicts_tokens = False
+    defers_head = False
     scores = False
 
     def __init__(self, settings: StageSettings) -> None:
@@ -135,6 +137,7 @@ class TokenStage(Stage):
     """A stage that predicts every learned token of its rows."""
 
     predicts_tokens = True
+    defers_head = True
 
     def loss_sums(self, output: Any, batch: Batch, cross_entropies: CrossEntropies) -> LossSums:
         """Add up the cross-entropies of the learned tokens."""

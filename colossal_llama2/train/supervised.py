@@ -102,6 +102,8 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     batches = stage.batches(opened.data, loader)
     total_steps = _total_steps(settings, batches, opened.state)
     session = _boost(settings, model, total_steps, undecayed)
+    if stage.defers_head:
+        session.defer_head()
     if trained.new_rows is not None:
         check_base_rows_kept(session.model.unwrap())
     if trained.lora is not None:

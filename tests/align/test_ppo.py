@@ -172,3 +172,40 @@ def test_every_plugin_learns_and_resumes(
     (checkpoint,) = (tmp_path / "whole").glob("epoch-*_step-2")
     again = told(ppo_on(2, tmp_path / "again", "--load_checkpoint", checkpoint, *flags))
     assert differences(again, whole[2:]) == {}
+
+
+@pytest.mark.long
+def test_trouble_ends_a_run_after_a_checkpoint_that_can_be_continued(
+    ppo_on: Callable[..., Any], tmp_path: Path
+) -> None:
+    # at such a temperature every token is as likely as any other, so hardly an answer ends
+    flags = (
+        "--stop_on_trouble", "--rollout_batch", 2, "--max_new_tokens", 2, "--ppo_epochs", 1, "--ppo_minibatches", 1,
+        "--temperature", 1000, "--lr", 1e-9, "--num_epochs", 50, "--log_interval", 100,
+    )  # fmt: skip
+    stopped = ppo_on(1, tmp_path / "run", *flags, "--max_steps", 20)
+    assert stopped.code == 3, stopped.output
+    assert "never end" in stopped.output
+    assert [line["step"] for line in stopped.metrics] == list(range(1, 13))
+    assert list((tmp_path / "run").glob("epoch-*_step-12"))
+    assert not (tmp_path / "run" / "modeling").exists()
+    gone_on = ppo_on(1, tmp_path / "run", *flags, "--max_steps", 13, "--load_checkpoint", "latest")
+    assert gone_on.code == 0, gone_on.output
+    assert (tmp_path / "run" / "modeling" / "config.json").is_file()
+
+
+def test_what_does_not_belong_together_is_refused(
+    ppo_on: Callable[..., Any], tmp_path: Path, tiny_model_dir: Path, sft_dir: Path
+) -> None:
+    refusals = {
+        ("--dataset", sft_dir): "type sft",
+        ("--reward_model", tiny_model_dir): "no head that scores",
+        ("--load_checkpoint", tiny_model_dir / "nothing"): "neither a checkpoint",
+        ("--max_new_tokens", 120): "positions",
+        ("--rollout", "vllm"): "vLLM is not installed",
+    }
+    for flags, said in refusals.items():
+        run = ppo_on(1, tmp_path / "run", *flags)
+        assert run.code == 2, run.output
+        assert said in run.output
+        assert not (tmp_path / "run").exists()

@@ -19,9 +19,9 @@ class Spelling:
 
 
 def judged(answer: list[int], log_probs: list[float], reference: list[float], ended: bool = True) -> Judged:
-    said = [np.array(values, dtype=np.float32) for values in (log_probs, reference, [0.0] * len(answer))]
-    sampled = Answer(np.array(answer, dtype=np.int32), said[0] + np.float32(0.5), ended)
-    return Judged(np.array([1], dtype=np.int32), sampled, *said, model_score=2.0, function_score=3.0)
+    policy, frozen, values = (np.array(said, dtype=np.float32) for said in (log_probs, reference, [0.0] * len(answer)))
+    sampled = Answer(np.array(answer, dtype=np.int32), policy + np.float32(0.5), ended)
+    return Judged(np.array([1], dtype=np.int32), sampled, policy, frozen, values, model_score=2.0, function_score=3.0)
 
 
 ANSWERS = [judged([5, 2], [-1.0, -2.0], [-2.0, -2.0]), judged([6, 7, 8], [-3.0] * 3, [-3.0] * 3, ended=False)]

@@ -64,13 +64,17 @@ def take_script(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(arguments[:cut]), list(arguments[cut + 1 :])
 
 
-def main(settings: LaunchSettings, script: Sequence[str]) -> int:
-    """Start, and start again if asked to; return 0, 2 for a user's mistake, 1 for a failure, 128 + N for a signal."""
-    _check(settings, script)
-    hosts = [Host("localhost")] if settings.hostfile is None else read_hostfile(settings.hostfile)
-    nproc = ranks_per_host(hosts, settings.nproc_per_node, settings.hostfile or Path("hostfile"))
+def main(settings: LaunchSettings, script: Sequence[str], stop: StopSignals | None = None) -> int:
+    """Start, and start again if asked to; return 0, 2 for a user's mistake, 1 for a failure, 128 + N for a signal.
+
+    Args:
+        settings: where, and how often.
+        script: its path and arguments.
+        stop: who listens for signals, for one who launches several scripts in turn.
+    """
+    hosts, nproc = check(settings, script)
     master = _master_address(settings, hosts)
-    stop = StopSignals(settings.stop_seconds)
+    stop = stop or StopSignals(settings.stop_seconds)
     restarts = Restarts(script, Path.cwd())
     command = list(script)
     for attempt in range(settings.max_restarts + 1):
@@ -83,6 +87,17 @@ def main(settings: LaunchSettings, script: Sequence[str]) -> int:
         command, how = restarts.command()
         printer.note(f"restart {attempt + 1} of {settings.max_restarts}, {how}")
     return outcome.code
+
+
+def check(settings: LaunchSettings, script: Sequence[str]) -> tuple[list[Host], int]:
+    """Refuse what cannot be launched; return the hosts and the ranks on each.
+
+    Raises:
+        InputError: a flag, the script, or a line of the hostfile.
+    """
+    _check(settings, script)
+    hosts = [Host("localhost")] if settings.hostfile is None else read_hostfile(settings.hostfile)
+    return hosts, ranks_per_host(hosts, settings.nproc_per_node, settings.hostfile or Path("hostfile"))
 
 
 def _check(settings: LaunchSettings, script: Sequence[str]) -> None:
