@@ -209,3 +209,19 @@ def test_what_does_not_belong_together_is_refused(
         assert run.code == 2, run.output
         assert said in run.output
         assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_pays_and_the_critic_starts_from_it(
+    ppo_on: Callable[..., Any], align_on: Callable[..., Any], preference_dir: Path, tmp_path: Path
+) -> None:
+    plain = ("--plugin", "ddp", "--mixed_precision", "fp32", "--max_steps", 1)
+    scorer = align_on(1, "reward", preference_dir, tmp_path / "reward", *plain)
+    assert scorer.code == 0, scorer.output
+    flags = ("--reward_model_weight", 2.0, "--reward_function_weight", 3.0, "--max_steps", 1)
+    raw = ("--no_normalise_reward", "--save_interval", 1)
+    run = ppo_on(1, tmp_path / "ppo", "--reward_model", tmp_path / "reward" / "modeling", *flags, *raw)
+    (line,) = told(run)
+    assert line["reward_model"] != 0
+    assert line["reward"] == pytest.approx(2 * line["reward_model"] + 3 * line["reward_function"], abs=1e-5)
+    critic = json.loads((tmp_path / "ppo" / "critic" / "config.json").read_text(encoding="utf-8"))
+    assert critic["architectures"] == ["LlamaForSequenceClassification"]
