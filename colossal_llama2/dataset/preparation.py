@@ -118,7 +118,7 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     for folder in outputs:
         refuse_existing(folder, settings.overwrite or (half_done and folder == settings.data_jsonl_output_dir))
     _refuse_nested(settings, entries, outputs)
-    _refuse_replaced(files, outputs)
+    refuse_replaced(files, outputs)
     encoder = _load(settings, sum(file.num_bytes for file in files))
     if encoder.bos_token_id is None and encoder.eos_token_id is None:
         raise InputError(
@@ -198,8 +198,12 @@ def _refuse_nested(settings: PrepareSettings, entries: Sequence[str], outputs: S
                 raise InputError(what, path=output, remedy="name a folder outside the input")
 
 
-def _refuse_replaced(files: Sequence[InputFile], outputs: Sequence[Path]) -> None:
-    """Refuse an output that a file lies in which a pattern has found: only the files tell that."""
+def refuse_replaced(files: Sequence[InputFile], outputs: Sequence[Path]) -> None:
+    """Refuse an output that a file lies in which a pattern has found: only the files tell that.
+
+    Raises:
+        InputError: naming both.
+    """
     roots = {root: os.path.realpath(root) for root in {file.root for file in files}}
     for output in outputs:
         place = f"{output.resolve()}/"

@@ -198,7 +198,7 @@ def test_an_output_that_a_pattern_finds_input_in_is_not_replaced(
     settings = settings_for(tmp_path, TINY)
     target = tmp_path / "in"
     pattern = replace(settings, data_input_dirs=str(tmp_path / "i*" / "*.jsonl"), overwrite=True)
-    for name in ("data_arrow_output_dir", "data_jsonl_output_dir"):
+    for changed in (replace(pattern, data_arrow_output_dir=target), replace(pattern, data_jsonl_output_dir=target)):
         with pytest.raises(InputError, match=r"in/data.jsonl lies in this output"):
-            main(replace(pattern, **{name: target}))
+            main(changed)
     assert (target / "data.jsonl").is_file()
