@@ -8,6 +8,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from colossal_llama2.errors import InputError
@@ -51,7 +52,10 @@ def whole_directory(target: Path, overwrite: bool = False, flushed: bool = True)
     refuse_existing(target, overwrite)
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
+    if flushed:
+        _remove_abandoned(target.parent, glob.escape(target.name))
+    else:  # a cache: looking through its many thousand entries for each of them would take longer than making them
+        _remove_all_abandoned(target.parent)
     work = _hidden(target, "partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -75,7 +79,7 @@ def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(target, overwrite)
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
+    _remove_abandoned(target.parent, glob.escape(target.name))
     work = _hidden(target, "partial")
     try:
         yield work
@@ -89,7 +93,7 @@ def whole_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
 def scratch_directory(parent: Path, name: str) -> Iterator[Path]:
     """Give an empty hidden folder in `parent` for the length of a block; those of killed processes are removed."""
     target = parent.absolute() / name
-    _remove_abandoned(target)
+    _remove_abandoned(target.parent, glob.escape(name))
     work = _hidden(target, "partial")
     work.mkdir(parents=True)
     try:
@@ -107,11 +111,19 @@ def flush_tree(folder: Path) -> None:
 
 
 def replace_directory(work: Path, target: Path, flushed: bool = True) -> None:
-    """Rename `work` to `target`, moving what was there out of the way first and deleting it last."""
+    """Rename `work` to `target`, moving what was there out of the way first and deleting it last.
+
+    What was there is put back if `work` cannot be renamed.
+    """
     replaced = _hidden(target, "replaced")
     if target.exists() or target.is_symlink():
         target.rename(replaced)
-    work.rename(target)
+    try:
+        work.rename(target)
+    except OSError:
+        if os.path.lexists(replaced) and not os.path.lexists(target):
+            replaced.rename(target)
+        raise
     if flushed:
         _flush(target.parent)
     if replaced.is_dir() and not replaced.is_symlink():
@@ -125,12 +137,21 @@ def _hidden(target: Path, what: str) -> Path:
     return target.with_name(f".{target.name}.{what}-{socket.gethostname()}-{os.getpid()}")
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove what processes of this host left half-written when they were killed."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.partial-{glob.escape(socket.gethostname())}-*"):
+def _remove_abandoned(parent: Path, names: str) -> None:
+    """Remove what processes of this host left half-written of these names, a pattern, when they were killed."""
+    for path in parent.glob(f".{names}.partial-{glob.escape(socket.gethostname())}-*"):
         owner = path.name.rpartition("-")[2]
         if owner.isdigit() and int(owner) != os.getpid() and not _is_alive(int(owner)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)  # another process may be removing it too
+            else:
+                path.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=64)
+def _remove_all_abandoned(parent: Path) -> None:
+    """Remove, once a process and folder, what was left half-written under any name."""
+    _remove_abandoned(parent, "*")
 
 
 def _is_alive(process: int) -> bool:

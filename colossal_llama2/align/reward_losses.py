@@ -91,9 +91,9 @@ def ranked_pairs(ranks: torch.Tensor, prompts: torch.Tensor) -> RankedPairs:
     """
     better = (prompts[:, None] == prompts[None, :]) & (ranks[:, None] < ranks[None, :])
     chosen, rejected = better.nonzero(as_tuple=True)
-    of_prompt = prompts[chosen]
-    pairs = (of_prompt[:, None] == of_prompt[None, :]).sum(dim=1)
-    return RankedPairs(chosen, rejected, 1.0 / pairs.float())
+    worse = better.sum(dim=1)
+    pairs = ((prompts[:, None] == prompts[None, :]) * worse).sum(dim=1)  # of each response's prompt
+    return RankedPairs(chosen, rejected, 1.0 / pairs[chosen].float())
 
 
 def sum_pairs(

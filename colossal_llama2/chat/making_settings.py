@@ -41,12 +41,14 @@ _REQUIRED: dict[MakingKind, tuple[str, ...]] = {
     "preferences": ("input_file",),
     "prompts": ("num", "seeds_file"),
 }
+_READ = ("topics_file", "personas_file", "seeds_file", "input_file", "prompt_file")
 # What does not decide which questions are asked: a journal is continued whatever these are.
 _NOT_DECIDING = (
     *("output", "num", "base_url", "api_key_env", "api_key_file", "timeout", "overwrite", "dry_run", "novelty"),
     *("on_disagreement", "endpoint", "spending", "asking"),
-    *("topics_file", "personas_file", "seeds_file", "input_file", "prompt_file"),  # they count by what they say
+    *_READ,  # they count by what they say
 )
+_SUFFIXES = (".jsonl", ".journal", ".ledger.json", ".settings.yaml")
 Job = ConversationJob | PoolJob | JudgingJob
 
 
@@ -125,7 +127,19 @@ def check_settings(settings: GenerateDatasetSettings) -> PromptTexts:
     if min(counts) < 1 or settings.num == 0 or settings.num_answers < 2 or settings.seed < 0:
         what = "--num, --turns, --per_request and --requests_per_round begin at 1, --num_answers at 2, --seed at 0"
         raise InputError(what, remedy="give more")
+    _refuse_own_input(settings)
     return load_prompts(settings.kind, settings.language, settings.prompt_file)
+
+
+def _refuse_own_input(settings: GenerateDatasetSettings) -> None:
+    """Refuse an output that is read too: what people wrote would be replaced by what little a run that failed has."""
+    written = {settings.output.with_suffix(end).resolve() for end in _SUFFIXES}
+    for name in _READ:
+        path: Path | None = getattr(settings, name)
+        if path is not None and path.resolve() in written:
+            raise InputError(
+                f"is read by --{name} and would be written over", path=path, remedy="name another --output"
+            )
 
 
 def make_job(settings: GenerateDatasetSettings, prompts: PromptTexts) -> Job:

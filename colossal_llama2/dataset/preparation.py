@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,6 +118,7 @@ def check(settings: PrepareSettings) -> tuple[list[InputFile], list[str], Encode
     for folder in outputs:
         refuse_existing(folder, settings.overwrite or (half_done and folder == settings.data_jsonl_output_dir))
     _refuse_nested(settings, entries, outputs)
+    refuse_replaced(files, outputs)
     encoder = _load(settings, sum(file.num_bytes for file in files))
     if encoder.bos_token_id is None and encoder.eos_token_id is None:
         raise InputError(
@@ -194,3 +196,18 @@ def _refuse_nested(settings: PrepareSettings, entries: Sequence[str], outputs: S
             if output.resolve().is_relative_to(entry.resolve()):
                 what = f"lies in the input {entry} and would be read with it the next time"
                 raise InputError(what, path=output, remedy="name a folder outside the input")
+
+
+def refuse_replaced(files: Sequence[InputFile], outputs: Sequence[Path]) -> None:
+    """Refuse an output that a file lies in which a pattern has found: only the files tell that.
+
+    Raises:
+        InputError: naming both.
+    """
+    roots = {root: os.path.realpath(root) for root in {file.root for file in files}}
+    for output in outputs:
+        place = f"{output.resolve()}/"
+        above = {root for root, real in roots.items() if place.startswith(f"{real}/")}
+        for file in files:
+            if file.root in above and f"{roots[file.root]}/{file.name.partition('/')[2]}".startswith(place):
+                raise InputError(f"{file.path} lies in this output", path=output, remedy="name a folder of its own")

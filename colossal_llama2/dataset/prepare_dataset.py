@@ -38,6 +38,7 @@ from colossal_llama2.dataset.conversation_template import load_template
 from colossal_llama2.dataset.encoding import tokenizer_key
 from colossal_llama2.dataset.inputs import InputFile, find_inputs
 from colossal_llama2.dataset.ledger import VERSION, write_manifest
+from colossal_llama2.dataset.preparation import refuse_replaced
 from colossal_llama2.dataset.workers import Workers, start_workers
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import refuse_existing, whole_directory
@@ -164,6 +165,7 @@ def _check(settings: PrepareSetSettings) -> _Plan:
     files, ignored = find_inputs(entries)
     refuse_existing(settings.data_arrow_output_dir, settings.overwrite)
     refuse_nested(settings.data_arrow_output_dir, entries, settings.tokenizer_dir)
+    refuse_replaced(files, [settings.data_arrow_output_dir])
     job = EncodingJob(
         type=settings.type,
         template=load_template(tokenizer, settings.chat_template, settings.template_date),

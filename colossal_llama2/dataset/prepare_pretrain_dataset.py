@@ -65,6 +65,11 @@ def main(settings: PrepareSettings) -> None:
             plan = _plan(preparation, encoded, folder)
             _warn(preparation)
             jsonl, replaces = settings.data_jsonl_output_dir, settings.overwrite or is_half_done(settings)
+            if replaces and not settings.overwrite:
+                cli.warn(
+                    f"{jsonl} is of these settings and {settings.data_arrow_output_dir} is not there: taken for what a "
+                    "run left that was killed, and written again"
+                )
             with (
                 whole_directory(settings.data_arrow_output_dir, settings.overwrite) as arrow_dir,
                 nullcontext() if jsonl is None else whole_directory(jsonl, replaces) as jsonl_dir,  # named first

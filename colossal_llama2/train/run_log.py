@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ class RunLog:
         self._started = time.perf_counter()
 
     def step(self, metrics: StepMetrics) -> None:
-        """Write one step everywhere."""
+        """Write one step everywhere; a figure that is not a number is null, which JSON has no other word for."""
+        metrics = replace(metrics, figures=_finite(metrics))
         line = asdict(metrics)
         for name in ("new_rows", "samples"):
             if not line[name]:
@@ -170,6 +172,14 @@ class _Lines:
         if self._waiting:
             cli.warn(f"{self._path} lacks its last {len(self._waiting)} bytes")
         os.close(self._descriptor)
+
+
+def _finite(metrics: StepMetrics) -> dict[str, float | None]:
+    """Return a step's own figures, and say which of them are not numbers."""
+    wrong = [name for name, value in metrics.figures.items() if value is not None and not math.isfinite(value)]
+    for name in wrong:
+        cli.warn(f"step {metrics.step}: {name} is {metrics.figures[name]}; written as null")
+    return {**metrics.figures, **dict.fromkeys(wrong)}
 
 
 def _shown(value: float | None) -> str:

@@ -36,6 +36,11 @@ def settings(*flags: str) -> GenerateDatasetSettings:
         (["--kind", "preferences", "--input_file", "x", "--max_cost", "1"], "without prices"),
         (["--kind", "preferences", "--input_file", "x", "--concurrency", "0"], "--concurrency"),
         (["--kind", "preferences", "--input_file", "x", "--base_url", "host"], "no http address"),
+        (
+            ["--kind", "preferences", "--input_file", "./set.jsonl", "--overwrite"],
+            "is read by --input_file and would be",
+        ),
+        (["--kind", "prompts", "--num", "1", "--seeds_file", "set.journal"], "is read by --seeds_file and would be"),
         (["--kind", "stories"], "kind"),
     ],
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from colossal_llama2 import outputs
 from colossal_llama2.errors import InputError
 from colossal_llama2.outputs import whole_directory, whole_file
 
@@ -101,3 +102,43 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with whole_directory(tmp_path / "out") as work:
         (work / "file").write_text("")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, elsewhere.name, "out"])
+
+
+def test_what_stood_there_is_put_back_if_the_new_one_cannot_get_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("1")
+    plain = Path.rename
+
+    def rename(self: Path, to: Path) -> Path:
+        if "partial" in self.name:
+            raise OSError(5, "Input/output error")
+        return plain(self, to)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"), whole_directory(target, overwrite=True) as work:
+        (work / "new").write_text("2")
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_cache_is_looked_through_for_abandoned_entries_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    abandoned = tmp_path / f".other.partial-{socket.gethostname()}-{ended.pid}"
+    (abandoned / "deep").mkdir(parents=True)
+    looked: list[Path] = []
+    plain = outputs._remove_abandoned
+
+    def look(parent: Path, pattern: str) -> None:
+        looked.append(parent)
+        plain(parent, pattern)
+
+    monkeypatch.setattr(outputs, "_remove_abandoned", look)
+    for number in range(3):
+        with whole_directory(tmp_path / f"entry-{number}", flushed=False) as work:
+            (work / "x").write_text("1")
+    assert names(tmp_path) == ["entry-0", "entry-1", "entry-2"]
+    assert looked == [tmp_path]

@@ -421,6 +421,9 @@ def test_outputs_are_not_overwritten_unasked_nor_put_where_they_hurt(
         main(replace(settings, data_arrow_output_dir=tmp_path / "in" / "out"))
     with pytest.raises(InputError, match="lies in this output"):
         main(replace(settings, data_arrow_output_dir=tmp_path, overwrite=True))
+    found = replace(settings, data_input_dirs=str(tmp_path / "i*" / "*.jsonl"), overwrite=True)
+    with pytest.raises(InputError, match=r"in/a.jsonl lies in this output"):
+        main(replace(found, data_arrow_output_dir=tmp_path / "in"))
 
 
 def test_a_system_turn_can_be_given(tmp_path: Path, settings: PrepareSetSettings, processor: Any) -> None:

@@ -26,10 +26,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_jsonl_output_gets_its_name_first_and_the_same_command_writes_it_again(
-    tmp_path: Path, settings_for: Callable[..., PrepareSettings], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    settings_for: Callable[..., PrepareSettings],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     settings = settings_for(tmp_path, RECORDS)
     main(settings)
+    assert "written again" not in capsys.readouterr().err
     arrow, jsonl = contents(tmp_path / "arrow"), contents(tmp_path / "jsonl")
     for name in ("arrow", "jsonl"):
         shutil.rmtree(tmp_path / name)
@@ -48,6 +52,7 @@ def test_the_jsonl_output_gets_its_name_first_and_the_same_command_writes_it_aga
     with pytest.raises(InputError, match="jsonl: exists already"):
         main(replace(settings, mix=replace(settings.mix, seed=7)))  # another run's output is not ours to replace
     main(settings)
+    assert f"{tmp_path / 'jsonl'} is of these settings" in capsys.readouterr().err
     assert contents(tmp_path / "arrow") == arrow
     assert contents(tmp_path / "jsonl") == jsonl
 

@@ -190,3 +190,15 @@ def test_ctrl_c_with_workers_leaves_nothing_half_written(
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "interrupted\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "in"]
+
+
+def test_an_output_that_a_pattern_finds_input_in_is_not_replaced(
+    tmp_path: Path, settings_for: Callable[..., PrepareSettings]
+) -> None:
+    settings = settings_for(tmp_path, TINY)
+    target = tmp_path / "in"
+    pattern = replace(settings, data_input_dirs=str(tmp_path / "i*" / "*.jsonl"), overwrite=True)
+    for changed in (replace(pattern, data_arrow_output_dir=target), replace(pattern, data_jsonl_output_dir=target)):
+        with pytest.raises(InputError, match=r"in/data.jsonl lies in this output"):
+            main(changed)
+    assert (target / "data.jsonl").is_file()

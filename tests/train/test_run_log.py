@@ -97,3 +97,13 @@ def test_a_stages_figures_stand_beside_the_loss_and_an_evaluation_is_said(
     assert (with_figures["accuracy"], with_figures["length_correlation"], with_figures["eval_loss"]) == (0.75, None, 2)
     assert {"accuracy", "figures", "eval_loss"}.isdisjoint(without)
     assert capsys.readouterr().out.splitlines() == ["step 7: eval_loss 2.0000"]
+
+
+def test_a_figure_that_is_no_number_is_null_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = RunLog(tmp_path, 0, 1, interval=1)
+    log.step(replace(METRICS, figures={"eval_loss": float("inf"), "accuracy": 0.5}))
+    log.close()
+    (line,) = lines(tmp_path)
+    assert line["eval_loss"] is None
+    assert line["accuracy"] == 0.5
+    assert "step 1: eval_loss is inf; written as null" in capsys.readouterr().err
