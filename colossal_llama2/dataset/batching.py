@@ -19,14 +19,14 @@ class Batching:
     def add(self, source: str, target: str, category: str) -> RecordBatch | None:
         """Take a document; return the batch before it where it has no room in that."""
         text = source + target if source else target
-        full = None
-        if self._held and self._held + len(text) > BATCH_CHARACTERS:
-            full, self._batch, self._held = self._batch, RecordBatch(), 0
-        batch = self._batch
+        full, batch, held = None, self._batch, self._held + len(text)
+        if held > BATCH_CHARACTERS and batch.texts:
+            full, self._batch, held = batch, RecordBatch(), len(text)
+            batch = self._batch
         batch.texts.append(text)
         batch.source_characters.append(len(source))
         batch.categories.append(category)
-        self._held += len(text)
+        self._held = held
         return full
 
     def rest(self) -> Iterator[RecordBatch]:

@@ -163,8 +163,9 @@ def _add_batch(writer: ShardWriter, batch: RecordBatch, encoder: Encoder, dedupl
     table["tokens"] = wide
     table["unlearned"] = source_tokens.astype(np.int64) + len(bos)
     table["straddles"] = straddles
-    table["category"] = [writer.number_of(category) for category in batch.categories]
-    table["characters"] = [len(text) for text in batch.texts]
+    numbers = {category: writer.number_of(category) for category in dict.fromkeys(batch.categories)}
+    table["category"] = [numbers[category] for category in batch.categories]
+    table["characters"] = list(map(len, batch.texts))
     table["bytes"] = byte_sizes(batch.texts) if encoded.sizes is None else encoded.sizes
     writer.add_tokens(_surrounded(encoded.ids, lengths, wide, bos, eos))
     writer.add_documents(table, None if deduplicate == "none" else text_hashes(batch.texts, deduplicate))

@@ -125,10 +125,10 @@ class Encoder(ABC):
         self, texts: Sequence[str], splits: Sequence[int]
     ) -> tuple[EncodedTexts, Ids, npt.NDArray[np.bool_]]:
         """Do as `encode_with_split`, and tell of each text (bool) whether a token lies on both sides of its split."""
-        splits = [min(max(split, 0), len(text)) for text, split in zip(texts, splits, strict=True)]
         encoded = self.encode(texts)
         if not any(splits):
             return encoded, np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=np.bool_)
+        splits = [min(max(split, 0), len(text)) for text, split in zip(texts, splits, strict=True)]
         if self._widths is None:
             counts, straddles = np.zeros(len(texts), dtype=np.int32), np.zeros(len(texts), dtype=np.bool_)
             uncertain = np.arange(len(texts))
