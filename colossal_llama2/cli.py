@@ -138,8 +138,7 @@ def flags(settings_type: type[Any]) -> Iterator[tuple[str, dataclasses.Field[Any
 
 def as_yaml(settings: Any) -> str:
     """Write settings as the YAML that ``--config`` reads back to the same settings."""
-    lines = {name: value for name, value in _flat_values(settings) if value is not None}
-    return yaml.safe_dump(lines, sort_keys=False, allow_unicode=True, width=10_000)
+    return yaml.safe_dump(dict(_flat_values(settings)), sort_keys=False, allow_unicode=True, width=10_000)
 
 
 def is_speaking_rank() -> bool:
@@ -272,7 +271,7 @@ def _flat_values(settings: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat_values(value)
         elif isinstance(value, (tuple, list)):
             yield field.name, [str(item) if isinstance(item, Path) else item for item in value]
-        else:
+        elif value is not None or field.default is not None:
             yield field.name, str(value) if isinstance(value, Path) else value
 
 

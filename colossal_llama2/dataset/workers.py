@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -46,6 +47,11 @@ class _LocalWorkers(Workers):
             with _interrupts_held():
                 futures += [self._pool.submit(function, job) for job in jobs]
             return list(_progress((future.result() for future in futures), len(jobs), what))
+        except BrokenProcessPool:
+            raise InputError(
+                f"a worker was killed while {what}, by the system if memory ran out",
+                remedy="start again, it goes on from what is done; --num_workers 1 takes the least memory",
+            ) from None
         finally:
             for future in futures:
                 future.cancel()

@@ -55,6 +55,22 @@ def test_what_is_saved_reads_back_the_same(tmp_path: Path) -> None:
     assert cli.parse(Command, ["--config", str(config)]) == settings
 
 
+def test_nothing_is_saved_where_it_is_not_the_default(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Output:
+        """Outputs."""
+
+        jsonl: Path | None = Path("jsonl")
+        """Folder, or None for none."""
+        limit: int | None = None
+        """Limit."""
+
+    config = tmp_path / "run.yaml"
+    config.write_text(cli.as_yaml(Output(None)))
+    assert config.read_text() == "jsonl: null\n"
+    assert cli.parse(Output, ["--config", str(config)]) == Output(None)
+
+
 def test_a_flag_wins_over_the_file_and_yaml_numbers_are_numbers(tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("source: x\nlr: 1e-4\nuse_it: true\nmax_steps: null\ndataset: [p, q]\n")

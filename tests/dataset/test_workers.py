@@ -18,11 +18,16 @@ from colossal_llama2.errors import InputError
 
 # Worker processes import the functions they run, so these need a module of their own.
 JOBS = """
+import os
+import signal
 import time
 from colossal_llama2.errors import InputError
 
 def double(number):
     return 2 * number
+
+def be_killed(number):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 def write_slowly(number, folder):
     if number == 0:
@@ -62,6 +67,11 @@ def test_when_it_fails_nobody_is_writing_any_more(tmp_path: Path, jobs: Any) -> 
         assert {path.name: path.read_text() for path in folder.iterdir()} == written
         assert set(written.values()) == {"done"}
         assert len(written) < 10  # the rest was never begun
+
+
+def test_a_worker_that_is_killed_is_said_in_a_line(jobs: Any) -> None:
+    with start_workers(2) as pool, pytest.raises(InputError, match=r"worker was killed while killing.*--num_workers 1"):
+        pool.run_all(jobs.be_killed, range(3), "killing")
 
 
 def test_elsewhere_than_on_a_terminal_a_line_tells_how_far_it_is(
