@@ -61,6 +61,7 @@ def test_counts_are_sentencepieces_and_old_text_costs_what_it_did(
     assert said.count("\n") >= 6
 
 
+@pytest.mark.long
 def test_pieces_are_mined_and_measured_on_other_documents(
     settings: AdviceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

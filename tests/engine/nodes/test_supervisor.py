@@ -17,9 +17,10 @@ import pytest
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = """
-import json, sys
+import json, signal, sys
 from pathlib import Path
 from colossal_llama2.engine.nodes import node, signals, supervisor
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may themselves have been started to outlive a terminal
 from colossal_llama2.engine.nodes.hostfile import Host
 from colossal_llama2.engine.nodes.printer import Printer
 from colossal_llama2.engine.nodes.remote import Ssh, module_command
