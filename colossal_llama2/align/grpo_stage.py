@@ -12,11 +12,10 @@ from colossal_llama2.align.grpo import CriticlessJudge, CriticlessLog, Criticles
 from colossal_llama2.align.grpo_opening import OpenedGrpo, open_grpo
 from colossal_llama2.align.grpo_settings import GrpoSettings, check_ranks
 from colossal_llama2.align.kl_control import FixedKl
-from colossal_llama2.align.ppo import train_ppo
 from colossal_llama2.align.ppo_learning import Learning
 from colossal_llama2.align.ppo_losses import PolicyClip
 from colossal_llama2.align.ppo_run import Payment, PpoRun, PpoState
-from colossal_llama2.align.ppo_stage import EXIT_TROUBLE
+from colossal_llama2.align.ppo_stage import save_policy, train_and_end
 from colossal_llama2.align.rollouts import ModuleGenerator, Sampling
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.adapters import Adapter, attach_adapter
@@ -27,14 +26,11 @@ from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.embedding_names import build_without_memory
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
-from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import check_attention, load_for_training, recompute_activations
 from colossal_llama2.model.scalar_head import load_scorer
-from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import with_chat_template
 from colossal_llama2.tokenizer.loading import load_tokenizer
 from colossal_llama2.train.checkpoints import (
-    MODELING,
     Checkpoints,
     Position,
     SavePolicy,
@@ -42,7 +38,7 @@ from colossal_llama2.train.checkpoints import (
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import prepare_folders
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
-from colossal_llama2.train.stopping import EXIT_STOPPED, StopRequest
+from colossal_llama2.train.stopping import StopRequest
 from colossal_llama2.train.trained import mark_trained
 
 _STATE = "grpo"
@@ -138,33 +134,7 @@ def _train_and_save(settings: GrpoSettings, opened: OpenedGrpo, run: PpoRun, pos
         f"{settings.rollouts.rollout_batch} a rollout of {size} answers each, "
         f"{run.learner.updates_per_rollout} updates a rollout, rollouts {position.step + 1} to {run.total_steps}"
     )
-    try:
-        position, ending = train_ppo(run, position)
-        if ending == "complete":  # a SIGTERM from here on waits: the model is as far as the run was to go
-            _save_finished(settings, opened, run)
-            return 0
-    finally:
-        run.stop.close()
-        if run.log is not None:
-            run.log.close()
-    last = run.checkpoints.last
-    if ending == "trouble":
-        for sentence in run.state.trouble.present.values():
-            cli.say(f"stopped by trouble at rollout {position.step}: {sentence}")
-        cli.say(f"continue with --load_checkpoint {last} and other settings")
-        return EXIT_TROUBLE
-    cli.say(f"stopped by SIGTERM at rollout {position.step}; continue with --load_checkpoint {last}")
-    return EXIT_STOPPED
-
-
-def _save_finished(settings: GrpoSettings, opened: OpenedGrpo, run: PpoRun) -> None:
-    saved, adapter = run.checkpoints.save_model(opened.dtype), run.learner.actor.adapter
-    cli.say(f"{'model' if adapter is None else 'adapter'} saved to {saved}")
-    if adapter is not None and settings.lora.lora_merge and ranks.is_first():
-        model = settings.output.save_dir / MODELING
-        with whole_directory(model, overwrite=True) as work:
-            merge_adapter(settings.model.pretrained, saved, work)
-        cli.say(f"merged model saved to {model}")
+    return train_and_end(run, position, partial(save_policy, settings, run, opened.dtype))
 
 
 def _build_actor(settings: GrpoSettings, opened: OpenedGrpo, total_steps: int) -> tuple[Session, Any]:

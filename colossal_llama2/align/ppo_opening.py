@@ -26,6 +26,7 @@ from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import StartingPoint, find_starting_point
 from colossal_llama2.train.folders import check_folders
+from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.settings_checks import check_settings
 from colossal_llama2.train.trained import Trained, check_adapter, plan_trained
 
@@ -69,14 +70,13 @@ def open_ppo(settings: PpoSettings) -> OpenedPpo:
         check_vllm(settings)
     pretrained, named = settings.model.pretrained, settings.reward.reward_function
     start = find_starting_point(pretrained, settings.model.load_checkpoint, settings.output.save_dir)
-    _refuse_other_start(settings, start)
+    refuse_other_start(pretrained, start)
     check_belongs(pretrained)
     fingerprint = tokenizer_fingerprint(pretrained)
-    prompts = PromptSet.open(settings.data.dataset)
-    _check_tokenizer(fingerprint, prompts.tokenizer_fingerprint, settings.data.dataset[0])
-    _check_lengths(settings, prompts)
+    prompts = open_prompts(settings, fingerprint, settings.rollouts.max_new_tokens)
     corpus = _open_corpus(settings, fingerprint)
-    _check_scorers(settings, fingerprint)
+    check_scorers([settings.reward.reward_model, settings.critic_dir], settings.reward.reward_model, fingerprint)
+    cli.say(f"the critic starts from {settings.critic_dir}; the reference is {pretrained}")
     if start.weights_dir != pretrained:
         check_same_shape(pretrained, start.weights_dir)
     trained = plan_trained(settings, start)
@@ -109,8 +109,12 @@ def end_tokens(model_dir: Path, prompts: PromptSet) -> frozenset[int]:
     return frozenset(ends)
 
 
-def _refuse_other_start(settings: PpoSettings, start: StartingPoint) -> None:
-    """The reference is --pretrained: a policy that began elsewhere would be far from it at once."""
+def refuse_other_start(pretrained: Path, start: StartingPoint) -> None:
+    """Refuse weights from elsewhere: the reference is --pretrained, and the policy would be far from it at once.
+
+    Raises:
+        InputError: --load_checkpoint names weights alone.
+    """
     if start.checkpoint_dir is not None:
         return
     if start.adapter_dir is not None:
@@ -119,7 +123,7 @@ def _refuse_other_start(settings: PpoSettings, start: StartingPoint) -> None:
             path=start.adapter_dir,
             remedy="merge it with tools/merge_lora.py and pass the result as --pretrained",
         )
-    if start.weights_dir != settings.model.pretrained:
+    if start.weights_dir != pretrained:
         raise InputError(
             "--load_checkpoint takes weights alone, and --pretrained is both the start and the reference",
             path=start.weights_dir,
@@ -134,7 +138,19 @@ def _check_tokenizer(ours: str, theirs: str, path: Path) -> None:
         )
 
 
-def _check_lengths(settings: PpoSettings, prompts: PromptSet) -> None:
+def open_prompts(settings: StageSettings, fingerprint: str, max_new_tokens: int) -> PromptSet:
+    """Open --dataset's prompts.
+
+    Args:
+        settings: of the run.
+        fingerprint: of --pretrained's tokenizer.
+        max_new_tokens: longest answer.
+
+    Raises:
+        InputError: they have another tokenizer, or are too long for the run or the model.
+    """
+    prompts = PromptSet.open(settings.data.dataset)
+    _check_tokenizer(fingerprint, prompts.tokenizer_fingerprint, settings.data.dataset[0])
     if prompts.longest > settings.data.max_length:
         raise InputError(
             f"holds prompts of up to {prompts.longest} tokens and --max_length is {settings.data.max_length}",
@@ -142,14 +158,15 @@ def _check_lengths(settings: PpoSettings, prompts: PromptSet) -> None:
             remedy=f"pass --max_length {prompts.longest}",
         )
     positions = read_config(settings.model.pretrained).get("max_position_embeddings")
-    longest = prompts.longest + settings.rollouts.max_new_tokens
+    longest = prompts.longest + max_new_tokens
     if isinstance(positions, int) and longest > positions:
         raise InputError(
-            f"prompts of up to {prompts.longest} tokens with --max_new_tokens {settings.rollouts.max_new_tokens} need "
+            f"prompts of up to {prompts.longest} tokens with --max_new_tokens {max_new_tokens} need "
             f"{longest} positions, and the model has {positions}",
             path=settings.model.pretrained,
             remedy=f"pass --max_new_tokens {positions - prompts.longest}, or prepare shorter prompts",
         )
+    return prompts
 
 
 def _open_corpus(settings: PpoSettings, fingerprint: str) -> PreparedCorpus | None:
@@ -161,10 +178,18 @@ def _open_corpus(settings: PpoSettings, fingerprint: str) -> PreparedCorpus | No
     return corpus
 
 
-def _check_scorers(settings: PpoSettings, fingerprint: str) -> None:
-    reward_model = settings.reward.reward_model
-    for folder in {reward_model, settings.critic_dir} - {None}:
-        assert folder is not None
+def check_scorers(folders: Sequence[Path | None], reward_model: Path | None, fingerprint: str) -> None:
+    """Refuse models that cannot judge the policy's answers.
+
+    Args:
+        folders: of reward model and critic, None where there is none.
+        reward_model: the one that must have a head that scores.
+        fingerprint: of the policy's tokenizer.
+
+    Raises:
+        InputError: a folder is missing, has another tokenizer or no head that scores.
+    """
+    for folder in dict.fromkeys(filter(None, folders)):
         if not folder.is_dir():
             raise InputError("no such folder", path=folder, remedy="give the folder of a model")
         _check_tokenizer(fingerprint, tokenizer_fingerprint(folder), folder)
@@ -172,7 +197,6 @@ def _check_scorers(settings: PpoSettings, fingerprint: str) -> None:
         raise InputError(
             "has no head that scores", path=reward_model, remedy="name a model folder made by train.py --stage reward"
         )
-    cli.say(f"the critic starts from {settings.critic_dir}; the reference is {settings.model.pretrained}")
 
 
 def _identity(

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
 from colossal_llama2 import cli
 from colossal_llama2.align.ppo import train_ppo
 from colossal_llama2.align.ppo_building import build
@@ -19,6 +24,7 @@ from colossal_llama2.model.pretrained import check_attention
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.train.checkpoints import CRITIC, MODELING, Position
 from colossal_llama2.train.folders import prepare_folders
+from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.stopping import EXIT_STOPPED
 
 EXIT_TROUBLE = 3
@@ -46,10 +52,15 @@ def _train_and_save(settings: PpoSettings, opened: OpenedPpo, run: PpoRun, posit
         f"{ranks.device().type}; {opened.prompts.num_prompts} prompts, {batch} a rollout, "
         f"{run.learner.updates_per_rollout} updates a rollout, rollouts {position.step + 1} to {run.total_steps}"
     )
+    return train_and_end(run, position, partial(_save_finished, settings, opened, run))
+
+
+def train_and_end(run: PpoRun, position: Position, save: Callable[[], None]) -> int:
+    """Train to the end, save, or say why it ended before and how to go on; return the exit code."""
     try:
         position, ending = train_ppo(run, position)
         if ending == "complete":  # a SIGTERM from here on waits: the model is as far as the run was to go
-            _save_finished(settings, opened, run)
+            save()
             return 0
     finally:
         run.stop.close()
@@ -65,14 +76,19 @@ def _train_and_save(settings: PpoSettings, opened: OpenedPpo, run: PpoRun, posit
     return EXIT_STOPPED
 
 
-def _save_finished(settings: PpoSettings, opened: OpenedPpo, run: PpoRun) -> None:
-    saved = run.checkpoints.save_model(opened.dtype)
-    cli.say(f"{'model' if run.learner.actor.adapter is None else 'adapter'} saved to {saved}")
-    if run.learner.actor.adapter is not None and settings.lora.lora_merge and ranks.is_first():
+def save_policy(settings: StageSettings, run: PpoRun, dtype: torch.dtype) -> None:
+    """Write the finished policy, or its adapter, and that merged into its base where it is wanted."""
+    saved, adapter = run.checkpoints.save_model(dtype), run.learner.actor.adapter
+    cli.say(f"{'model' if adapter is None else 'adapter'} saved to {saved}")
+    if adapter is not None and settings.lora.lora_merge and ranks.is_first():
         model = settings.output.save_dir / MODELING
         with whole_directory(model, overwrite=True) as work:
             merge_adapter(settings.model.pretrained, saved, work)
         cli.say(f"merged model saved to {model}")
+
+
+def _save_finished(settings: PpoSettings, opened: OpenedPpo, run: PpoRun) -> None:
+    save_policy(settings, run, opened.dtype)
     critic = run.learner.actor.companions[CRITIC]
     target = settings.output.save_dir / CRITIC
     try:

@@ -219,9 +219,9 @@ def test_two_ranks_do_what_one_does(
         (["--normalise_reward"], "--normalise_reward"),
         (["--plugin", "gemini_auto"], "gemini_auto"),
         (["--accumulation_steps", 2], "--accumulation_steps means nothing"),
-        (["--max_new_tokens", 999], "longer than the model's 128 positions"),
+        (["--max_new_tokens", 999], "positions, and the model has 128"),
         (["--kl_coef", "nan"], "--kl_coef is nan"),
-        (["--dataset", "SFT"], ""),
+        (["--dataset", "SFT"], "is a set of type sft, not prompt"),
     ],
 )
 def test_what_cannot_work_is_refused(
