@@ -30,7 +30,8 @@ test: check
 	$(BIN)/python -m pytest -m "not long"
 
 test-long: $(READY)
-	$(BIN)/python -m pytest -m long --timeout 3600
+	$(BIN)/python -m pytest -m long --timeout 3600 --hypothesis-profile exploring
+	$(BIN)/python -m pytest -m "not long" $$(grep -rl "@given" tests) --hypothesis-profile exploring
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import sentencepiece
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -25,6 +26,12 @@ _WORDS = (
 )
 _HAN = "今天天气很好我们学习语言模型中国文字世界你好大小"
 
+
+# `make test` tries the same examples every time, so that what it says is about the change at hand; `make test-long`
+# looks for new ones.
+hypothesis.settings.register_profile("known", derandomize=True)
+hypothesis.settings.register_profile("exploring", print_blob=True)
+hypothesis.settings.load_profile("known")
 
 # A shell starts what it puts in the background with Ctrl-C ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

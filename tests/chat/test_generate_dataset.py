@@ -93,6 +93,13 @@ def test_what_is_written_can_be_prepared(
     }
 
 
+def wait_for_company(endpoint: FakeEndpoint) -> None:
+    """Hold the first request back until another comes: else a quick answer may never meet one."""
+    patience = time.monotonic() + 10
+    while endpoint.most_at_once < 2 and time.monotonic() < patience:
+        time.sleep(0.001)
+
+
 @pytest.mark.parametrize("kind", ["conversations", "instructions"])
 def test_trouble_changes_nothing_but_the_ledger(
     endpoint: FakeEndpoint, flags: dict[str, list[str]], kind: str, tmp_path: Path
@@ -110,6 +117,7 @@ def test_trouble_changes_nothing_but_the_ledger(
     }
 
     def trouble(body: dict[str, Any], before: int) -> dict[str, Any] | None:
+        wait_for_company(endpoint)
         chance = hashlib.sha256(json.dumps(body).encode()).digest()[before % 32]
         if chance % 5 == 4 or before > 3:
             return None
