@@ -137,7 +137,7 @@ export class AnswerView {
     if (signature === this.signature) return;
     this.signature = signature;
     this.element.setAttribute("aria-busy", String(isAnswering(this.message)));
-    this.foot.replaceChildren(...this.notes(), ...(isAnswering(this.message) ? [] : [this.toolsRow()]));
+    this.foot.replaceChildren(...this.notes(), ...(this.hasTools() ? [this.toolsRow()] : []));
   }
 
   notes() {
@@ -151,6 +151,10 @@ export class AnswerView {
     if (message.state === "done" && !message.content) notes.push(note(t("answerEmpty")));
     if (message.state === "failed") notes.push(troublePanel(message.error, this.last ? this.actions.retry : null));
     return notes;
+  }
+
+  hasTools() {
+    return !isAnswering(this.message) && (this.message.content !== "" || this.message.state !== "failed");
   }
 
   toolsRow() {

@@ -164,6 +164,46 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
+class Chat:
+    """The page as a person uses it."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+
+    def ask(self, question: str, *, wait: bool = True) -> None:
+        """Type a question, press Enter and, if asked to, wait for the end of the answer."""
+        self.page.fill("#question", question)
+        self.page.press("#question", "Enter")
+        if wait:
+            self.page.locator(".question .bubble", has_text=question).last.wait_for()
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until no answer is coming in and what came is on the page."""
+        self.page.wait_for_selector('#composer button[data-shows="send"]')
+
+    def sees(self, text: str) -> None:
+        """Wait until a text stands in the conversation, and not only in what a screen reader is told."""
+        self.page.locator("#main").get_by_text(text).first.wait_for()
+
+    def texts(self, selector: str) -> list[str]:
+        """Return the visible texts of all elements that the selector finds."""
+        return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
+
+    def questions(self) -> list[str]:
+        return self.texts(".question .bubble")
+
+    def answers(self) -> list[str]:
+        return self.texts(".answer .markdown")
+
+    def titles(self) -> list[str]:
+        return self.texts("#conversations .title")
+
+    def reload(self) -> None:
+        self.page.reload()
+        self.page.wait_for_selector("html[data-ready]")
+
+
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     fake = FakeServer()
@@ -195,21 +235,23 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def open_page(browser: Any, server: FakeServer) -> Iterator[Callable[..., Any]]:
-    """Open the page as a new person; fails the test for any error in the browser's console."""
+def open_page(browser: Any, server: FakeServer) -> Iterator[Callable[..., Chat]]:
+    """Open the page as a new person, after a script if one is given; fails the test for any error in the browser's console."""
     contexts: list[Any] = []
     troubles: list[str] = []
 
-    def open_new(**options: Any) -> Any:
+    def open_new(*, before: str = "", **options: Any) -> Chat:
         context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1200, "height": 800}, **options})
         contexts.append(context)
         context.set_default_timeout(5000)
+        if before:
+            context.add_init_script(before)
         page = context.new_page()
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda message: _note(troubles, message))
         page.goto(server.url)
         page.wait_for_selector("html[data-ready]")
-        return page
+        return Chat(page)
 
     yield open_new
     for context in contexts:
@@ -224,7 +266,7 @@ def _note(troubles: list[str], message: Any) -> None:
 
 
 @pytest.fixture
-def page(open_page: Callable[..., Any]) -> Any:
+def chat(open_page: Callable[..., Chat]) -> Chat:
     return open_page()
 
 
