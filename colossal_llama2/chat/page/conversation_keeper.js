@@ -3,7 +3,7 @@
 import { closeUnfinished } from "./conversation.js";
 import { t } from "./language.js";
 
-const PAUSE = 1000; // milliseconds between two savings of a growing answer
+const PAUSE = 500; // milliseconds between two savings of a growing answer
 
 export class ConversationKeeper {
   constructor(store, notices) {

@@ -96,8 +96,7 @@ function parseFence(lines, at) {
   let end = at + 1;
   while (end < lines.length && !closesFence(lines[end], mark)) end += 1;
   const inside = lines.slice(at + 1, end).map((line) => withoutIndent(line, indent));
-  const language = /^[\w+#.-]{1,40}/.exec(info)?.[0] ?? "";
-  return [codeBlock(inside.join("\n"), language), Math.min(end + 1, lines.length)];
+  return [codeBlock(inside.join("\n"), info), Math.min(end + 1, lines.length)];
 }
 
 function closesFence(line, mark) {

@@ -30,7 +30,8 @@ export class MarkdownView {
     if (!text.startsWith(this.settledText)) this.clear();
     this.settle(text);
     const blocks = parseBlocks(text.slice(this.settledText.length));
-    this.render(blocks, this.settledCount);
+    this.render(blocks);
+    removeAfter(this.root, this.settledCount + blocks.length);
   }
 
   /** Render for good the blocks that complete lines of another block follow. */
@@ -40,17 +41,18 @@ export class MarkdownView {
     const blocks = parseBlocks(complete);
     if (blocks.length < 2) return;
     const last = blocks.pop();
-    this.render(blocks, this.settledCount);
+    this.render(blocks);
     this.settledCount += blocks.length;
     this.settledText = text.slice(0, start + last.offset);
   }
 
-  render(blocks, from) {
-    reconcile(this.root, blocks.map(({ node }) => node), from);
+  render(blocks) {
+    const nodes = blocks.map(({ node }) => node);
+    reconcile(this.root, nodes, this.settledCount);
   }
 }
 
-/** Make the children of `parent` after the first `from` show `nodes`, changing what differs and nothing else. */
+/** Make the children of `parent` from number `from` on show `nodes`, changing what differs and nothing else. */
 function reconcile(parent, nodes, from = 0) {
   nodes.forEach((node, index) => {
     const old = parent.childNodes[from + index];
@@ -58,7 +60,10 @@ function reconcile(parent, nodes, from = 0) {
     else if (old) old.replaceWith(create(node));
     else parent.append(create(node));
   });
-  while (parent.childNodes.length > from + nodes.length) parent.lastChild.remove();
+}
+
+function removeAfter(parent, count) {
+  while (parent.childNodes.length > count) parent.lastChild.remove();
 }
 
 function isAlike(old, node) {
@@ -73,7 +78,10 @@ function isAlike(old, node) {
 function patch(old, node) {
   if (typeof node === "string") setText(old, node);
   else if (node.tag === "codeblock") setText(old.querySelector("code").firstChild, node.children[0]);
-  else reconcile(old, node.children);
+  else {
+    reconcile(old, node.children);
+    removeAfter(old, node.children.length);
+  }
 }
 
 function setText(old, text) {

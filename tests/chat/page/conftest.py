@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mimetypes
 import os
@@ -27,6 +28,17 @@ _FLAGS: Final = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 NEED_VARIABLE: Final = "COLOSSAL_LLAMA2_NEED_CHROMIUM"
+
+
+_KEPT: Final = """
+async () => {
+  const opened = (request) => new Promise((resolve) => (request.onsuccess = () => resolve(request.result)));
+  const database = await opened(indexedDB.open("colossal-llama2-chat"));
+  const all = await opened(database.transaction("conversations").objectStore("conversations").getAll());
+  database.close();
+  return JSON.stringify(all);
+}
+"""
 
 
 @dataclass
@@ -199,24 +211,37 @@ class Chat:
     def titles(self) -> list[str]:
         return self.texts("#conversations .title")
 
+    def wait_for_kept(self, text: str) -> None:
+        """Wait until the browser's database holds a text."""
+        deadline = time.monotonic() + 5
+        while text not in self.page.evaluate(_KEPT):
+            assert time.monotonic() < deadline, f"{text!r} is not kept"
+            time.sleep(0.05)
+
     def reload(self) -> None:
         self.page.reload()
         self.page.wait_for_selector("html[data-ready]")
 
 
-@pytest.fixture
-def server() -> Iterator[FakeServer]:
+@contextlib.contextmanager
+def _listening() -> Iterator[FakeServer]:
     fake = FakeServer()
     handler = type("Handler", (_Handler,), {"fake": fake})
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    listening.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{listening.server_address[1]}/"
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{server.server_address[1]}/"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield fake
-    listening.shutdown()
-    listening.server_close()
+    server.shutdown()
+    server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    with _listening() as fake:
+        yield fake
 
 
 @pytest.fixture(scope="package")
@@ -234,19 +259,30 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+_OPTIONS: Final = {"locale": "en-GB", "viewport": {"width": 1200, "height": 800}}
+
+
+@pytest.fixture(scope="package")
+def usual_context(browser: Any) -> Any:
+    """The browser as most tests want it. Every test has a server on a port of its own, so nothing is kept for the next."""
+    return browser.new_context(**_OPTIONS, permissions=["clipboard-read", "clipboard-write"])
+
+
 @pytest.fixture
-def open_page(browser: Any, server: FakeServer) -> Iterator[Callable[..., Chat]]:
-    """Open the page as a new person, after a script if one is given; fails the test for any error in the browser's console."""
-    contexts: list[Any] = []
+def open_page(browser: Any, usual_context: Any, server: FakeServer) -> Iterator[Callable[..., Chat]]:
+    """Open the page, after a script if one is given; fails the test for any error in the browser's console."""
+    own_contexts: list[Any] = []
     troubles: list[str] = []
 
     def open_new(*, before: str = "", **options: Any) -> Chat:
-        context = browser.new_context(**{"locale": "en-GB", "viewport": {"width": 1200, "height": 800}, **options})
-        contexts.append(context)
-        context.set_default_timeout(5000)
+        context = usual_context
+        if before or options:
+            context = browser.new_context(**{**_OPTIONS, **options})
+            own_contexts.append(context)
         if before:
             context.add_init_script(before)
         page = context.new_page()
+        page.set_default_timeout(8000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda message: _note(troubles, message))
         page.goto(server.url)
@@ -254,7 +290,28 @@ def open_page(browser: Any, server: FakeServer) -> Iterator[Callable[..., Chat]]
         return Chat(page)
 
     yield open_new
-    for context in contexts:
+    for page in usual_context.pages:
+        page.close()
+    for context in own_contexts:
+        context.close()
+    assert not troubles
+
+
+@pytest.fixture(scope="package")
+def modules(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Call a function of the page's modules on a page with nothing on it: `modules("(m, a) => ...", file, a)`."""
+    context = browser.new_context(**_OPTIONS)
+    page = context.new_page()
+    troubles: list[str] = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    with _listening() as fake:
+        page.goto(f"{fake.url}nothing")
+
+        def call(function: str, file: str, argument: Any = None) -> Any:
+            script = f"async ([file, argument]) => ({function})(await import(file), argument)"
+            return page.evaluate(script, [f"/{file}", argument])
+
+        yield call
         context.close()
     assert not troubles
 

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 
 def test_an_answer_is_shown_while_it_comes_in(server: Any, chat: Any, answer: type[Any]) -> None:
     gate = threading.Event()
@@ -65,6 +67,7 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_its_beginning(server: Any, ch
     server.answers = [answer(["A beginning", "never"], gate=threading.Event())]
     chat.ask("Go on", wait=False)
     chat.sees("A beginning")
+    chat.wait_for_kept("A beginning")
     chat.reload()
     assert chat.answers() == ["A beginning"]
     assert chat.texts(".answer .trouble p") == ["The page was closed before the answer was complete."]
@@ -84,6 +87,7 @@ def test_answering_again_replaces_the_last_answer(server: Any, chat: Any, answer
     assert server.requests[2]["messages"] == server.requests[1]["messages"]
 
 
+@pytest.mark.long
 def test_the_last_question_can_be_asked_in_other_words(server: Any, chat: Any) -> None:
     chat.ask("Waht?")
     chat.page.hover(".question")
@@ -118,6 +122,7 @@ def test_conversations_are_renamed_opened_and_deleted(server: Any, chat: Any) ->
     assert chat.titles() == ["Mountains"]
 
 
+@pytest.mark.long
 def test_an_answer_goes_on_while_another_conversation_is_read(server: Any, chat: Any, answer: type[Any]) -> None:
     gate = threading.Event()
     chat.ask("Short")
@@ -154,6 +159,7 @@ def test_settings_are_sent_and_kept_but_the_key_leaves_with_the_tab(server: Any,
     assert "sesame" in chat.page.evaluate("JSON.stringify({...sessionStorage})")
 
 
+@pytest.mark.long
 def test_a_setting_that_is_no_number_is_refused_beside_its_field(chat: Any) -> None:
     chat.page.get_by_role("button", name="Settings").click()
     chat.page.get_by_label("Temperature", exact=True).fill("hot")
@@ -163,6 +169,7 @@ def test_a_setting_that_is_no_number_is_refused_beside_its_field(chat: Any) -> N
     assert chat.page.evaluate("document.activeElement.id") == "temperature"
 
 
+@pytest.mark.long
 def test_the_chosen_model_is_asked(server: Any, open_page: Callable[..., Any]) -> None:
     server.models = ["base-7b", "aligned-7b"]
     chat = open_page()
@@ -173,8 +180,7 @@ def test_the_chosen_model_is_asked(server: Any, open_page: Callable[..., Any]) -
     assert chat.page.get_by_label("Model").input_value() == "aligned-7b"
 
 
-def test_messages_and_code_are_copied(server: Any, open_page: Callable[..., Any], answer: type[Any]) -> None:
-    chat = open_page(permissions=["clipboard-read", "clipboard-write"])
+def test_messages_and_code_are_copied(server: Any, chat: Any, answer: type[Any]) -> None:
     server.answers = [answer(["Run **this**:\n\n```sh\nls -l\n\tcd\n```\n"])]
     chat.ask("How?")
     chat.page.locator(".copy-code").click()
@@ -204,6 +210,7 @@ def test_the_page_stays_where_the_reader_has_scrolled_to(server: Any, chat: Any,
     assert chat.page.evaluate(rest) < 48
 
 
+@pytest.mark.long
 def test_two_tabs_show_the_same_conversation(server: Any, chat: Any) -> None:
     chat.ask("From the first tab")
     other = chat.page.context.new_page()

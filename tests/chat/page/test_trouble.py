@@ -38,9 +38,9 @@ def test_a_key_that_is_refused_later_is_asked_for_below_the_question(server: Any
     ("status", "headers", "words"),
     [
         (429, {"Retry-After": "7"}, "The server is busy and asks to try again in 7 seconds."),
-        (429, {}, "The server is busy and asks to try again later."),
+        pytest.param(429, {}, "The server is busy and asks to try again later.", marks=pytest.mark.long),
         (400, {}, "The server refused the request: max_tokens is too large."),
-        (500, {}, "The server failed (500): max_tokens is too large."),
+        pytest.param(500, {}, "The server failed (500): max_tokens is too large.", marks=pytest.mark.long),
     ],
 )
 def test_an_error_is_said_in_words_and_the_question_can_be_asked_again(
@@ -58,8 +58,14 @@ def test_an_error_is_said_in_words_and_the_question_can_be_asked_again(
     ("event", "words"),
     [
         (None, "The connection was lost before the answer was complete."),
-        ('{"error": {"message": "out of memory", "code": 500}}', "The server failed (500): out of memory"),
-        ("{torn", "The server sent something that is not an answer of a chat server: {torn"),
+        pytest.param(
+            *('{"error": {"message": "out of memory", "code": 500}}', "The server failed (500): out of memory"),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *("{torn", "The server sent something that is not an answer of a chat server: {torn"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_an_answer_that_breaks_off_keeps_its_beginning(
@@ -76,6 +82,7 @@ def test_an_answer_that_breaks_off_keeps_its_beginning(
     assert len(server.requests[-1]["messages"]) == 1
 
 
+@pytest.mark.long
 def test_a_server_that_cannot_be_reached(server: Any, chat: Any) -> None:
     chat.page.route("**/v1/**", lambda route: route.abort())
     chat.ask("Anyone?")
@@ -85,6 +92,7 @@ def test_a_server_that_cannot_be_reached(server: Any, chat: Any) -> None:
     chat.sees("adapted-7b heard: Anyone?")
 
 
+@pytest.mark.long
 def test_a_question_without_an_answer_is_left_out_and_the_page_says_so(
     server: Any, chat: Any, answer: type[Any]
 ) -> None:
@@ -116,7 +124,7 @@ const put = IDBObjectStore.prototype.put;
 window.full = true;
 IDBObjectStore.prototype.put = function (...values) {
   const request = put.apply(this, values);
-  if (window.full) {
+  if (window.full && this.name === "conversations") {
     const { transaction } = this;
     Object.defineProperty(transaction, "error", { value: new DOMException("no room", "QuotaExceededError") });
     transaction.abort();
@@ -126,9 +134,8 @@ IDBObjectStore.prototype.put = function (...values) {
 """
 
 
-@pytest.mark.parametrize("script", [_FULL])
-def test_a_full_browser_is_told_about_and_the_talk_goes_on(open_page: Callable[..., Any], script: str) -> None:
-    chat = open_page(before=script)
+def test_a_full_browser_is_told_about_and_the_talk_goes_on(open_page: Callable[..., Any]) -> None:
+    chat = open_page(before=_FULL)
     chat.ask("Room?")
     assert "The browser has no room left" in chat.page.locator("#notices").inner_text()
     assert chat.answers() == ["adapted-7b heard: Room?"]
@@ -148,6 +155,7 @@ Storage.prototype.removeItem = forbid;
 """
 
 
+@pytest.mark.long
 def test_a_browser_that_keeps_nothing_still_talks(open_page: Callable[..., Any]) -> None:
     chat = open_page(before=_NOTHING_KEPT)
     assert "This browser keeps nothing for this page (storage is off)." in chat.page.locator("#notices").inner_text()
