@@ -2,7 +2,7 @@
 //
 //   {id, title, named, compare, updated, columns: [{model, messages: [question, answer, ...]}]}
 //   question: {role: "user", content}
-//   answer:   {role: "assistant", content, model, state, error?, finish?, tokens?, dropped?}
+//   answer:   {role: "assistant", content, model, state, error?, finish?, tokens?, dropped?, continued?}
 //
 // `state` is "waiting" (no token yet), "streaming", "done", "stopped" or "failed" (`error` says why).
 

@@ -132,8 +132,8 @@ export class AnswerView {
   }
 
   showFoot() {
-    const { state, error, finish, dropped, tokens } = this.message;
-    const signature = JSON.stringify([state, error, finish, dropped, tokens, this.last]);
+    const { state, error, finish, dropped, continued, tokens } = this.message;
+    const signature = JSON.stringify([state, error, finish, dropped, continued, tokens, this.last]);
     if (signature === this.signature) return;
     this.signature = signature;
     this.element.setAttribute("aria-busy", String(isAnswering(this.message)));
@@ -144,6 +144,7 @@ export class AnswerView {
     const { message } = this;
     const notes = [];
     if (message.state === "waiting") notes.push(make("p", { class: "waiting" }, make("span", { class: "unseen" }, t("answering"))));
+    if (message.continued) notes.push(note(t("continued")));
     if (message.dropped) notes.push(note(t("droppedTurns", { count: message.dropped })));
     if (message.state === "stopped") notes.push(note(t("stopped")));
     if (message.finish === "length") notes.push(note(t("lengthReached")));

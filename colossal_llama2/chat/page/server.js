@@ -2,7 +2,8 @@
 
 import { eventData } from "./event_stream.js";
 
-const MAX_SHOWN = 500; // characters of an error that is not the API's own
+const MAX_SHOWN = 500; // characters of an error's message
+const CONTINUED_TOKENS = 256; // of a text that is continued: the API's own default is 16, which shows nothing
 
 /** What went wrong, as a `kind` the page has words for; everything in it can be stored with the conversation. */
 export class ServerError extends Error {
@@ -24,17 +25,13 @@ export async function listModels(key) {
 }
 
 /**
- * Ask for an answer and yield what comes of it: {text}, {finish}, {tokens} and {dropped} as they arrive.
+ * Ask for an answer and yield what comes of it: {text}, {finish}, {tokens}, {dropped} and {continued} as they arrive.
  *
  * Ends when the answer is complete, throws ServerError otherwise, and an AbortError when `signal` stopped it.
  */
 export async function* streamAnswer(request, key, signal) {
-  const response = await ask("v1/chat/completions", {
-    method: "POST",
-    headers: { ...headers(key), "Content-Type": "application/json" },
-    body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
-    signal,
-  });
+  const { response, continued } = await openStream(request, key, signal);
+  if (continued) yield { continued };
   const dropped = Number(response.headers.get("x-dropped-messages"));
   if (dropped > 0) yield { dropped };
   let finished = false;
@@ -43,7 +40,8 @@ export async function* streamAnswer(request, key, signal) {
       if (data === "[DONE]") return;
       const chunk = parseChunk(data);
       const [choice] = chunk.choices ?? [];
-      if (choice?.delta?.content) yield { text: choice.delta.content };
+      const text = choice?.delta?.content ?? choice?.text;
+      if (text) yield { text };
       if (choice?.finish_reason) {
         finished = true;
         yield { finish: choice.finish_reason };
@@ -55,6 +53,24 @@ export async function* streamAnswer(request, key, signal) {
     throw new ServerError("lost");
   }
   if (!finished) throw new ServerError("lost");
+}
+
+/** Open the stream; a model without a chat template, as base models are, goes on with what was said as plain text. */
+async function openStream({ messages, ...options }, key, signal) {
+  const post = (path, body) =>
+    ask(path, {
+      method: "POST",
+      headers: { ...headers(key), "Content-Type": "application/json" },
+      body: JSON.stringify({ ...body, ...options, stream: true, stream_options: { include_usage: true } }),
+      signal,
+    });
+  try {
+    return { response: await post("v1/chat/completions", { messages, truncation: "auto" }), continued: false };
+  } catch (error) {
+    if (error.details?.code !== "no_chat_template") throw error;
+    const prompt = messages.map(({ content }) => content).join("\n\n");
+    return { response: await post("v1/completions", { prompt, max_tokens: CONTINUED_TOKENS }), continued: true };
+  }
 }
 
 function headers(key) {
@@ -75,19 +91,20 @@ async function ask(path, options) {
 
 async function refusal(response) {
   const text = await response.text().catch(() => "");
-  const message = shorten(apiMessage(text) || text || response.statusText);
+  const { message: said, code } = apiError(text);
+  const message = shorten(said || text || response.statusText);
   const { status } = response;
   if (status === 401 || status === 403) return new ServerError("key", { message, status });
   if (status === 429 || status === 503) return new ServerError("busy", { message, status, seconds: secondsToWait(response) });
-  return new ServerError(status >= 500 ? "broken" : "refused", { message, status });
+  return new ServerError(status >= 500 ? "broken" : "refused", { message, status, code });
 }
 
-function apiMessage(text) {
+function apiError(text) {
   try {
-    const { message } = JSON.parse(text).error;
-    return typeof message === "string" ? message : "";
+    const { message, code } = JSON.parse(text).error;
+    return typeof message === "string" ? { message, code } : {};
   } catch {
-    return "";
+    return {};
   }
 }
 

@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import pytest
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="pip install -r requirements-dev.txt brings playwright")
+playwright_api = pytest.importorskip(
+    "playwright.sync_api", reason="pip install -r requirements-dev.txt brings playwright"
+)
 
 CONTENT_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -74,6 +76,7 @@ class FakeServer:
         url: of the page.
         models: names that /v1/models lists.
         key: that it asks for, if any.
+        without_template: names of models that take no conversations.
         answers: taken one after the other; without one it repeats the question.
         requests: bodies of the chat requests, in order.
         hung_up: set once a client has gone away in the middle of an answer.
@@ -82,6 +85,7 @@ class FakeServer:
     url: str = ""
     models: list[str] = field(default_factory=lambda: ["adapted-7b"])
     key: str = ""
+    without_template: Sequence[str] = ()
     answers: list[Answer] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
@@ -91,7 +95,16 @@ class FakeServer:
         self.requests.append(body)
         if self.answers:
             return self.answers.pop(0)
-        return Answer([f"{body['model']} heard: ", body["messages"][-1]["content"]])
+        asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        return Answer([f"{body['model']} heard: ", asked])
+
+
+def _delta(part: str) -> dict[str, Any]:
+    return {"delta": {"content": part}}
+
+
+def _text(part: str) -> dict[str, Any]:
+    return {"text": part}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -118,16 +131,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if not self._let_in():
             return
+        if "messages" in body and body["model"] in self.fake.without_template:
+            self._send_error(400, "No chat template.", {}, "no_chat_template")
+            return
         answer = self.fake.next_answer(body)
         if answer.status != 200:
             self._send_error(answer.status, answer.message, answer.headers)
             return
         try:
-            self._stream(answer)
+            self._stream(answer, _delta if "messages" in body else _text)
         except OSError:
             self.fake.hung_up.set()
 
-    def _stream(self, answer: Answer) -> None:
+    def _stream(self, answer: Answer, written: Callable[[str], dict[str, Any]]) -> None:
         self.close_connection = True
         self.send_response(200)
         for name, value in {"Content-Type": "text/event-stream", "Connection": "close", **answer.headers}.items():
@@ -136,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         for index, part in enumerate(answer.parts):
             if answer.gate is not None and index == answer.gate_at:
                 self._wait(answer.gate)
-            self._event({"choices": [{"index": 0, "delta": {"content": part}, "finish_reason": None}]})
+            self._event({"choices": [{"index": 0, **written(part), "finish_reason": None}]})
             time.sleep(answer.pause)
         if answer.event is not None:
             self.wfile.write(f"data: {answer.event}\n\n".encode())
@@ -163,8 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         return True
 
-    def _send_error(self, status: int, message: str, headers: dict[str, str]) -> None:
-        error = {"message": message, "type": "error", "param": None, "code": None}
+    def _send_error(self, status: int, message: str, headers: dict[str, str], code: str | None = None) -> None:
+        error = {"message": message, "type": "error", "param": None, "code": code}
         self._send(status, json.dumps({"error": error}).encode(), "application/json", headers)
 
     def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str] | None = None) -> None:
@@ -264,7 +280,7 @@ _OPTIONS: Final = {"locale": "en-GB", "viewport": {"width": 1200, "height": 800}
 
 @pytest.fixture(scope="package")
 def usual_context(browser: Any) -> Any:
-    """The browser as most tests want it. Every test has a server on a port of its own, so nothing is kept for the next."""
+    """The browser as most tests want it; a server on a port of its own keeps each test's storage apart."""
     return browser.new_context(**_OPTIONS, permissions=["clipboard-read", "clipboard-write"])
 
 

@@ -48,6 +48,7 @@ def test_the_second_question_is_sent_with_all_that_was_said(server: Any, chat: A
             {"role": "assistant", "content": "**One**"},
             {"role": "user", "content": "Second?"},
         ],
+        "truncation": "auto",
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -117,7 +118,7 @@ def test_conversations_are_renamed_opened_and_deleted(server: Any, chat: Any) ->
     assert len(chat.titles()) == 2
     chat.page.get_by_role("button", name="Delete “About rivers”").click()
     chat.page.locator("#confirm").get_by_role("button", name="Delete", exact=True).click()
-    chat.page.wait_for_function("document.querySelectorAll('#conversations .title').length === 1")
+    chat.page.wait_for_function("() => document.querySelectorAll('#conversations .title').length === 1")
     chat.reload()
     assert chat.titles() == ["Mountains"]
 
@@ -142,8 +143,12 @@ def test_an_answer_goes_on_while_another_conversation_is_read(server: Any, chat:
 def test_settings_are_sent_and_kept_but_the_key_leaves_with_the_tab(server: Any, chat: Any) -> None:
     chat.page.get_by_role("button", name="Settings").click()
     for label, value in {
-        **{"System prompt": "Be brief.", "Temperature": "0.3", "Top p": "0.9"},
-        **{"Tokens at most": "64", "Seed": "7", "Key": "sesame"},
+        "System prompt": "Be brief.",
+        "Temperature": "0.3",
+        "Top p": "0.9",
+        "Tokens at most": "64",
+        "Seed": "7",
+        "Key": "sesame",
     }.items():
         chat.page.get_by_label(label, exact=True).fill(value)
     chat.page.get_by_role("button", name="Save").click()
@@ -153,7 +158,10 @@ def test_settings_are_sent_and_kept_but_the_key_leaves_with_the_tab(server: Any,
     [request] = server.requests
     assert request["messages"][0] == {"role": "system", "content": "Be brief."}
     assert {name: request[name] for name in ("temperature", "top_p", "max_tokens", "seed")} == {
-        **{"temperature": 0.3, "top_p": 0.9, "max_tokens": 64, "seed": 7},
+        "temperature": 0.3,
+        "top_p": 0.9,
+        "max_tokens": 64,
+        "seed": 7,
     }
     assert "sesame" not in chat.page.evaluate("JSON.stringify({...localStorage})")
     assert "sesame" in chat.page.evaluate("JSON.stringify({...sessionStorage})")
@@ -180,6 +188,7 @@ def test_the_chosen_model_is_asked(server: Any, open_page: Callable[..., Any]) -
     assert chat.page.get_by_label("Model").input_value() == "aligned-7b"
 
 
+@pytest.mark.long
 def test_messages_and_code_are_copied(server: Any, chat: Any, answer: type[Any]) -> None:
     server.answers = [answer(["Run **this**:\n\n```sh\nls -l\n\tcd\n```\n"])]
     chat.ask("How?")
@@ -187,18 +196,18 @@ def test_messages_and_code_are_copied(server: Any, chat: Any, answer: type[Any])
     chat.page.get_by_role("button", name="Copied").wait_for()
     assert chat.page.evaluate("navigator.clipboard.readText()") == "ls -l\n\tcd"
     chat.page.locator(".answer").get_by_role("button", name="Copy message").click()
-    chat.page.wait_for_function("document.getElementById('announcements').innerText === 'Copied'")
+    chat.page.wait_for_function("() => document.getElementById('announcements').innerText === 'Copied'")
     assert chat.page.evaluate("navigator.clipboard.readText()") == "Run **this**:\n\n```sh\nls -l\n\tcd\n```\n"
 
 
 def test_the_page_stays_where_the_reader_has_scrolled_to(server: Any, chat: Any, answer: type[Any]) -> None:
     gate = threading.Event()
     lines = [f"Line {number}\n\n" for number in range(120)]
-    server.answers = [answer(["".join(lines), "The end.\n\n"] + lines, gate=gate)]
+    server.answers = [answer(["".join(lines), "The end.\n\n", *lines], gate=gate)]
     chat.ask("Long?", wait=False)
     chat.sees("Line 119")
-    place = "(() => { const box = document.querySelector('.scroller'); return box.scrollTop; })()"
-    rest = "(() => { const b = document.querySelector('.scroller'); return b.scrollHeight - b.scrollTop - b.clientHeight; })()"
+    place = "document.querySelector('.scroller').scrollTop"
+    rest = f"{place.replace('scrollTop', 'scrollHeight')} - {place} - {place.replace('scrollTop', 'clientHeight')}"
     assert chat.page.evaluate(rest) < 48, "the end is followed"
     chat.page.evaluate("document.querySelector('.scroller').scrollTop = 300")
     chat.page.get_by_role("button", name="To the latest").wait_for()

@@ -1,4 +1,4 @@
-"""The page's files by themselves: nothing from elsewhere, no way for an answer to become HTML, every word in both languages."""
+"""The page's files by themselves: nothing from elsewhere, no way from text to HTML, every word in both languages."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ def test_a_server_that_wants_a_key_is_given_one_on_the_spot(server: Any, open_pa
     assert chat.answers() == ["adapted-7b heard: Open?"]
 
 
+@pytest.mark.long
 def test_a_key_that_is_refused_later_is_asked_for_below_the_question(server: Any, chat: Any) -> None:
     server.key = "sesame"
     chat.ask("Open?")
@@ -39,7 +40,7 @@ def test_a_key_that_is_refused_later_is_asked_for_below_the_question(server: Any
     [
         (429, {"Retry-After": "7"}, "The server is busy and asks to try again in 7 seconds."),
         pytest.param(429, {}, "The server is busy and asks to try again later.", marks=pytest.mark.long),
-        (400, {}, "The server refused the request: max_tokens is too large."),
+        pytest.param(400, {}, "The server refused the request: max_tokens is too large.", marks=pytest.mark.long),
         pytest.param(500, {}, "The server failed (500): max_tokens is too large.", marks=pytest.mark.long),
     ],
 )
@@ -134,6 +135,7 @@ IDBObjectStore.prototype.put = function (...values) {
 """
 
 
+@pytest.mark.long
 def test_a_full_browser_is_told_about_and_the_talk_goes_on(open_page: Callable[..., Any]) -> None:
     chat = open_page(before=_FULL)
     chat.ask("Room?")
@@ -141,7 +143,7 @@ def test_a_full_browser_is_told_about_and_the_talk_goes_on(open_page: Callable[.
     assert chat.answers() == ["adapted-7b heard: Room?"]
     chat.page.evaluate("window.full = false")
     chat.ask("Now?")
-    chat.page.wait_for_function("document.getElementById('notices').innerText === ''")
+    chat.page.wait_for_function("() => document.getElementById('notices').innerText === ''")
     chat.reload()
     assert chat.questions() == ["Room?", "Now?"], "what was not kept at first is kept with the next saving"
 
