@@ -213,7 +213,7 @@ def test_no_mixture_of_marks_brings_anything_that_could_run(modules: Callable[..
     assert modules(_FORBIDDEN, "markdown_view.js", texts) == []
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pieces=_TEXTS)
 def test_a_text_that_grows_ends_as_the_whole_text(render: Render, pieces: list[str]) -> None:
     by_character = list("".join(pieces))
@@ -231,7 +231,7 @@ _LETTERS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=_LETTERS)
 def test_no_letter_is_lost(render: Render, text: str) -> None:
     [html] = render([text])
@@ -264,7 +264,27 @@ def test_what_is_settled_is_never_made_again(modules: Callable[..., Any]) -> Non
 
 
 _UNITS = ["a", "*a ", "**a *b ", "_a ", "[", "[](", "](", "![a](", "`a``b", "> ", "- ", "<", "&", "~~a", "https://"]
-_OTHER_UNITS = [" ", "*", "`", "1. ", "|", "|a", "#", "\t", "\\", "(", "a b ", "😀", "a *", "- a\n", "  - a\n", "> a\n", "a|\n", "|-|\n", "```\n"]
+_OTHER_UNITS = [
+    " ",
+    "*",
+    "`",
+    "1. ",
+    "|",
+    "|a",
+    "#",
+    "\t",
+    "\\",
+    "(",
+    "a b ",
+    "😀",
+    "a *",
+    "- a\n",
+    "  - a\n",
+    "> a\n",
+    "a|\n",
+    "|-|\n",
+    "```\n",
+]
 
 
 @pytest.mark.parametrize("unit", [*_UNITS, *(pytest.param(unit, marks=pytest.mark.long) for unit in _OTHER_UNITS)])

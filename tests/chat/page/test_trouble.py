@@ -104,6 +104,7 @@ def test_a_question_without_an_answer_is_left_out_and_the_page_says_so(
     assert chat.texts(".question .note") == ["This question got no answer and is left out of the next requests."]
 
 
+@pytest.mark.long
 def test_what_the_server_leaves_out_or_cuts_off_is_said(server: Any, chat: Any, answer: type[Any]) -> None:
     server.answers = [
         answer(["Short"], finish="length", headers={"X-Dropped-Messages": "4"}),
