@@ -21,6 +21,7 @@ from colossal_llama2.chat.serving.sending import EventStream, GoneError, read_bo
 from colossal_llama2.chat.serving.settings import LimitOptions
 from colossal_llama2.chat.serving.tickets import Prompt, Ticket
 
+DROPPED_HEADER = "X-Dropped-Messages"
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -82,13 +83,16 @@ class Api:
         try:
             prompts = await self._encoded(service, fields)
             service.submit(ticket, prompts)
+            dropped = sum(prompt.num_dropped for prompt in prompts)
+            said = {DROPPED_HEADER: str(dropped)} if dropped else {}
             reply = Reply(kind, service.name, prompts, ticket)
             if not fields.stream:
-                return JSONResponse(await while_there(request.receive, reply.whole()))
+                return JSONResponse(await while_there(request.receive, reply.whole()), headers=said)
             events = reply.events(fields.stream_options is not None and fields.stream_options.include_usage)
             first = await while_there(request.receive, anext(events))
             handed_over = True
-            return EventStream(_with_first(first, events, ticket, service), self._limits.max_seconds)
+            body = _with_first(first, events, ticket, service)
+            return EventStream(body, self._limits.max_seconds, said)
         finally:
             if not handed_over:
                 _cancel(ticket, service)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,73 +18,101 @@ from colossal_llama2.chat.serving.settings import LimitOptions
 from colossal_llama2.chat.serving.tickets import Job, Prompt, Ticket
 from colossal_llama2.chat.serving.word_filter import WordFilter
 from colossal_llama2.chat.serving.worker import Worker
+from colossal_llama2.chat.talk.chat_format import ChatFormat
+from colossal_llama2.chat.talk.history import Fitted, fit_history
+from colossal_llama2.chat.talk.reply import ReplyStream
+from colossal_llama2.dataset.conversation import SYSTEM, Turn
+from colossal_llama2.errors import InputError
 from colossal_llama2.model.inference import LoadedModel
 
 _COMPLETION_TOKENS = 16  # what the API writes where a completion names no limit
 
 
 @dataclass(frozen=True)
+class ServiceOptions:
+    """What all models of a server share.
+
+    Attributes:
+        limits: of requests.
+        words: what neither prompts nor answers may hold.
+        temperature: of requests that name none.
+        top_p: likewise.
+    """
+
+    limits: LimitOptions
+    words: WordFilter | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
 class ModelService:
     """A model that is served.
 
-    Attributes:
+    Args:
         name: what clients call it.
         loaded: the model.
         worker: what computes with it.
-        limits: of requests.
-        words: what neither prompts nor answers may hold.
-        created: when it was loaded, in seconds since 1970.
+        options: see `ServiceOptions`.
     """
 
-    name: str
-    loaded: LoadedModel
-    worker: Worker
-    limits: LimitOptions
-    words: WordFilter | None
-    created: int
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether it has a chat template."""
-        return bool(getattr(self.loaded.tokenizer, "chat_template", None))
+    def __init__(self, name: str, loaded: LoadedModel, worker: Worker, options: ServiceOptions) -> None:
+        self.name, self.loaded, self.worker = name, loaded, worker
+        self._limits, self._shared = options.limits, options
+        self._created = int(time.time())
+        self._format: ChatFormat | None = None
+        self._why_no_chat = ""
+        try:
+            self._format = ChatFormat(loaded)
+        except InputError as error:
+            self._why_no_chat = error.what
 
     def describe(self) -> dict[str, Any]:
         """Return the model as /v1/models lists it; the last three fields are this server's own."""
         return {
             "id": self.name,
             "object": "model",
-            "created": self.created,
+            "created": self._created,
             "owned_by": "colossal-llama2",
             "context_length": self.loaded.context_length,
-            "max_output_tokens": self.limits.max_output_tokens,
-            "chat": self.is_chat,
+            "max_output_tokens": self._limits.max_output_tokens,
+            "chat": self._format is not None,
         }
 
     def chat_prompts(self, fields: ChatFields) -> list[Prompt]:
-        """Encode a conversation by the model's chat template, the whole of it: no message is left out.
+        """Encode a conversation by the model's chat template.
 
         Raises:
-            ApiError: the model has no template, the template refuses it, or it is too long.
+            ApiError: the model has no template, the template refuses it, or it is too long and `truncation` is not
+                ``auto``.
         """
-        if not self.is_chat:
-            what = f"Model {self.name} has no chat template; use /v1/completions."
-            raise ApiError(400, what, "no_chat_template", "model")
+        if self._format is None:
+            what = f"Model {self.name} takes no conversations ({self._why_no_chat}); use /v1/completions."
+            raise bad_request(what, "model", "no_chat_template")
         given, newer = fields.max_tokens, fields.max_completion_tokens
         if given is not None and newer is not None and given != newer:
             raise bad_request("max_tokens and max_completion_tokens differ.", "max_completion_tokens")
-        messages = [
-            {"role": "system" if message.role == "developer" else message.role, "content": message.text()}
-            for message in fields.messages
-        ]
-        try:
-            text = self.loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            ids = self.loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-        except Exception as error:  # a template is a program of the model's makers, and raises what it likes
-            what = f"The model's chat template refuses these messages: {str(error)[:200]}"
-            raise bad_request(what, "messages") from None
         limit = newer if newer is not None else given
-        texts = [message["content"] for message in messages]
-        return [self._prompt(ids, texts, fields, limit or self.limits.max_output_tokens, "messages")]
+        turns = [Turn(SYSTEM if m.role == "developer" else m.role, m.text()) for m in fields.messages]
+        try:
+            fitted = self._fitted(self._format, turns, limit, fields.truncation == "auto")
+        except InputError as error:
+            raise bad_request(f"The conversation cannot be encoded: {error.what}.", "messages") from None
+        prompt = self._prompt(fitted.prompt_ids, [turn.content for turn in turns], fields, limit, "messages")
+        return [
+            replace(
+                prompt,
+                lead=self._format.lead,
+                end_token_ids=self._format.end_token_ids,
+                num_dropped=len(fitted.dropped),
+            )
+        ]
+
+    def _fitted(self, chat_format: ChatFormat, turns: list[Turn], limit: int | None, may_drop: bool) -> Fitted:
+        if not may_drop:
+            return Fitted(chat_format.encode(turns))
+        # Where much is asked for, a quarter of the context is kept free: an answer rarely takes all it may.
+        room = min(limit or self._limits.max_output_tokens, self.loaded.context_length // 4)
+        return fit_history(chat_format, turns, room, min(self.loaded.context_length, self._longest_prompt() + room))
 
     def completion_prompts(self, fields: CompletionFields) -> list[Prompt]:
         """Encode each prompt as a document's beginning, or take its tokens as they are.
@@ -99,8 +128,9 @@ class ModelService:
                 if not given or not all(0 <= index < self.loaded.encoder.num_tokens for index in given):
                     raise bad_request("The prompt holds numbers that are no tokens, or nothing.", "prompt")
                 ids, text = given, self.loaded.tokenizer.decode(given)
-            prompts.append(self._prompt(ids, [text], fields, fields.max_tokens or _COMPLETION_TOKENS, "prompt"))
-        if len(prompts) * (fields.n or 1) > self.limits.max_running:
+            prompt = self._prompt(ids, [text], fields, fields.max_tokens or _COMPLETION_TOKENS, "prompt")
+            prompts.append(replace(prompt, end_token_ids=self.loaded.end_token_ids))
+        if len(prompts) * (fields.n or 1) > self._limits.max_running:
             raise self._too_many()
         return prompts
 
@@ -128,36 +158,35 @@ class ModelService:
         return index
 
     def _text(self, prompt: Prompt) -> ReplyText:
-        return ReplyText(self.loaded.tokenizer, prompt.ids, self.end_tokens, prompt.stop, self.words)
+        stream = ReplyStream(self.loaded.tokenizer, prompt.ids, prompt.end_token_ids, prompt.stop, prompt.lead)
+        return ReplyText(stream, self._shared.words)
 
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """Tokens that end a text: the tokenizer's eos, and those the model's own generation settings name."""
-        own = getattr(getattr(self.loaded.model, "generation_config", None), "eos_token_id", None)
-        named = [self.loaded.encoder.eos_token_id, *(own if isinstance(own, list) else [own])]
-        return frozenset(int(index) for index in named if index is not None)
+    def _longest_prompt(self) -> int:
+        longest = self.loaded.context_length - 1
+        return min(longest, self._limits.max_prompt_tokens or longest)
 
     def _prompt(
-        self, ids: Sequence[int], texts: Sequence[str], fields: SharedFields, max_tokens: int, param: str
+        self, ids: Sequence[int], texts: Sequence[str], fields: SharedFields, limit: int | None, param: str
     ) -> Prompt:
-        longest = min(self.loaded.context_length - 1, self.limits.max_prompt_tokens or self.loaded.context_length)
+        longest, max_tokens = self._longest_prompt(), limit or self._limits.max_output_tokens
         if len(ids) > longest:
             what = f"The prompt has {len(ids)} tokens; this model takes up to {longest}."
             raise bad_request(what, param, "context_length_exceeded")
-        if max_tokens > self.limits.max_output_tokens:
-            what = f"This server writes up to {self.limits.max_output_tokens} tokens for a request."
+        if max_tokens > self._limits.max_output_tokens:
+            what = f"This server writes up to {self._limits.max_output_tokens} tokens for a request."
             raise bad_request(what, "max_tokens")
-        if (fields.n or 1) > self.limits.max_running:
+        if (fields.n or 1) > self._limits.max_running:
             raise self._too_many()
+        words = self._shared.words
         return Prompt(
             ids,
-            self._options(fields),
+            self._sampling(fields),
             min(max_tokens, self.loaded.context_length - len(ids)),
             fields.stops(),
-            self.words is not None and any(self.words.find(text) is not None for text in texts),
+            words is not None and any(words.find(text) is not None for text in texts),
         )
 
-    def _options(self, fields: SharedFields) -> list[SamplingOptions]:
+    def _sampling(self, fields: SharedFields) -> list[SamplingOptions]:
         """Return the options of each of n texts: the first has the seed itself, the others seeds made of it."""
         bias = {}
         for key, value in (fields.logit_bias or {}).items():
@@ -166,8 +195,8 @@ class ModelService:
             bias[int(key)] = value
         seed = secrets.randbits(63) if fields.seed is None else fields.seed
         first = SamplingOptions(
-            temperature=1.0 if fields.temperature is None else fields.temperature,
-            top_p=1.0 if fields.top_p is None else fields.top_p,
+            temperature=self._shared.temperature if fields.temperature is None else fields.temperature,
+            top_p=self._shared.top_p if fields.top_p is None else fields.top_p,
             top_k=fields.top_k or 0,
             presence_penalty=fields.presence_penalty or 0.0,
             frequency_penalty=fields.frequency_penalty or 0.0,
@@ -177,7 +206,7 @@ class ModelService:
         return [replace(first, seed=_seed(seed, number)) for number in range(fields.n or 1)]
 
     def _too_many(self) -> ApiError:
-        return bad_request(f"This server writes up to {self.limits.max_running} texts for a request.", "n")
+        return bad_request(f"This server writes up to {self._limits.max_running} texts for a request.", "n")
 
 
 def find_service(services: Sequence[ModelService], name: str) -> ModelService:

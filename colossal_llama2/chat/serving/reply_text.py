@@ -1,76 +1,44 @@
-"""From tokens to the text that goes out: whole characters, no stop string, no filtered word, not even in part."""
+"""From tokens to the text that goes out: no filtered word, not even in part, and why the text ended."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from colossal_llama2.chat.serving.word_filter import WordFilter, last_folded
-from colossal_llama2.chat.streaming import TextStream
+from colossal_llama2.chat.talk.reply import ReplyStream
 
 
 class ReplyText:
     """One text that is being written.
 
     Args:
-        tokenizer: a fast transformers tokenizer.
-        prompt_ids: ids before the first written one.
-        ends: tokens that end a text.
-        stop: strings that end it; they do not belong to it.
+        stream: makes text of tokens, up to an end token or a stop string.
         words: what must not be in it; None for no filter.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        prompt_ids: Sequence[int],
-        ends: frozenset[int],
-        stop: Sequence[str] = (),
-        words: WordFilter | None = None,
-    ) -> None:
-        self._stream = TextStream(tokenizer, prompt_ids)
-        self._ends, self._stop, self._words = ends, tuple(stop), words
+    def __init__(self, stream: ReplyStream, words: WordFilter | None = None) -> None:
+        self._stream, self._words = stream, words
         self._held = ""
         self._before = ""
 
     def put(self, token: int) -> tuple[str, str | None]:
         """Take the next token; return the text that is certain now, and why the text ends, if it does."""
-        if token in self._ends:
-            return self.finish("stop")
-        return self._take(self._stream.put(token))
+        text = self._stream.put(token)
+        if self._stream.finish is not None:
+            return self._let_through(text + self._stream.end(), "stop")
+        return self._let_through(text, None)
 
     def finish(self, reason: str) -> tuple[str, str]:
         """Return what was held back, and why the text ends: `reason`, unless what was held back says another."""
-        text, found = self._take(self._stream.end())
-        if found is not None:
-            return text, found
-        rest, self._held = self._held, ""
-        cut = None if self._words is None else self._words.find(rest, self._before)
-        if cut is not None:
-            return text + rest[:cut], "content_filter"
-        return text + rest, reason
+        text, found = self._let_through(self._stream.end(), reason)
+        return text, found or reason
 
-    def _take(self, part: str) -> tuple[str, str | None]:
+    def _let_through(self, part: str, ending: str | None) -> tuple[str, str | None]:
+        if self._words is None:
+            return part, ending
         self._held += part
-        stopped = min((at for at in map(self._held.find, self._stop) if at >= 0), default=None)
-        known = self._held if stopped is None else self._held[:stopped]
-        if self._words is not None:
-            cut = self._words.find(known, self._before, whole=stopped is not None)
-            if cut is not None:
-                return self._let_go(cut), "content_filter"
-        if stopped is not None:
-            return self._let_go(stopped), "stop"
-        keep = max((_overlap(known, stop) for stop in self._stop), default=0)
-        if self._words is not None:
-            keep = max(keep, self._words.open_tail(known, self._before))
-        return self._let_go(len(known) - keep), None
-
-    def _let_go(self, count: int) -> str:
-        text, self._held = self._held[:count], self._held[count:]
-        self._before = last_folded(text, self._before)
-        return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of a text begin a stop string."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+        found = self._words.find(self._held, self._before, whole=ending is not None)
+        if found is not None:
+            return self._held[:found], "content_filter"
+        keep = self._words.open_tail(self._held, self._before) if ending is None else 0
+        certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        self._before = last_folded(certain, self._before)
+        return certain, ending

@@ -107,6 +107,8 @@ class ChatFields(SharedFields):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    # Of the API's /v1/responses: `auto` leaves out the oldest messages of a conversation that is too long.
+    truncation: Literal["auto", "disabled"] | None = None
 
 
 class CompletionFields(SharedFields):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -79,10 +79,11 @@ class EventStream(Response):
     Args:
         events: the events; what they have begun is to be ended when they are closed.
         seconds: how long a client may take to receive one.
+        headers: beside those of every stream.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], seconds: float) -> None:
-        super().__init__(media_type="text/event-stream", headers=_STREAM_HEADERS)
+    def __init__(self, events: AsyncIterator[bytes], seconds: float, headers: Mapping[str, str]) -> None:
+        super().__init__(media_type="text/event-stream", headers={**_STREAM_HEADERS, **headers})
         # A plain response knows its length, a stream does not.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
         self._events, self._seconds = events, seconds

@@ -30,7 +30,7 @@ except ModuleNotFoundError as missing:
     what = f"serving needs the package {missing.name}, which is not installed"
     raise InputError(what, remedy="pip install 'colossal-llama2[serve]'") from None
 from colossal_llama2.chat.serving.batch_cache import check_cache
-from colossal_llama2.chat.serving.model_service import ModelService
+from colossal_llama2.chat.serving.model_service import ModelService, ServiceOptions
 from colossal_llama2.chat.serving.page_files import read_page
 from colossal_llama2.chat.serving.word_filter import WordFilter, read_words
 from colossal_llama2.chat.serving.worker import Worker
@@ -61,12 +61,13 @@ def load_services(
         InputError: a model cannot be loaded, or not be served.
     """
     loaded = [load_for_inference(folder, settings.device) for folder in settings.model]
+    options = ServiceOptions(settings.limits, words, settings.temperature, settings.top_p)
     services = []
     for folder, name, model in zip(settings.model, names, loaded, strict=True):
         check_cache(model.model, folder)
         _ = model.document_start  # complains now, not at the first request
         worker = Worker(name, model, settings.limits, metrics)
-        services.append(ModelService(name, model, worker, settings.limits, words, int(time.time())))
+        services.append(ModelService(name, model, worker, options))
     return services
 
 

@@ -74,6 +74,10 @@ class ServeSettings:
     """What computes; `vllm` is refused with the command to start instead, since vLLM brings the same API itself."""
     word_filter: Path | None = None
     """UTF-8 file, one word a line; what holds one, prompt or answer, ends with finish_reason `content_filter`."""
+    temperature: float = 1.0
+    """Temperature for requests that name none; 1 is the API's own."""
+    top_p: float = 1.0
+    """top_p for requests that name none, likewise."""
     door: DoorOptions = field(default_factory=DoorOptions)
     limits: LimitOptions = field(default_factory=LimitOptions)
 
@@ -91,6 +95,8 @@ def check_settings(settings: ServeSettings) -> None:
             "--engine vllm is not built in: vLLM has a server of its own for the same API",
             remedy=f"run: vllm serve {settings.model[0]}",
         )
+    if not 0 <= settings.temperature <= 2 or not 0 < settings.top_p <= 1:
+        raise InputError("--temperature is not from 0 to 2, or --top_p not above 0 and up to 1")
     if not 0 <= settings.door.port <= 65535:
         raise InputError(f"--port is {settings.door.port}", remedy="give 0 to 65535")
     limits = settings.limits

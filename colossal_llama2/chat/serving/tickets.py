@@ -40,6 +40,9 @@ class Prompt:
         max_tokens: most tokens of each.
         stop: strings that end one.
         blocked: whether it holds a filtered word: nothing is written then.
+        lead: blanks at the head of a reply that are no part of it.
+        end_token_ids: tokens that end a text.
+        num_dropped: messages that were left out of a conversation.
     """
 
     ids: Sequence[int]
@@ -47,6 +50,9 @@ class Prompt:
     max_tokens: int
     stop: Sequence[str] = ()
     blocked: bool = False
+    lead: str = ""
+    end_token_ids: frozenset[int] = frozenset()
+    num_dropped: int = 0
 
 
 class Job:
