@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,16 +32,21 @@ class Api:
         services: the models.
         limits: of requests.
         metrics: what /metrics shows.
+
+    Attributes:
+        is_draining: asked for /health: whether the server is ending.
     """
 
     def __init__(self, services: Sequence[ModelService], limits: LimitOptions, metrics: Metrics) -> None:
         self._services, self._limits, self._metrics = services, limits, metrics
+        self.is_draining: Callable[[], bool] = lambda: False
         # Encoding a long prompt takes a while and must not hold up the others; one at a time, as encoders want it.
         self._encoding = ThreadPoolExecutor(1, "encoding")
 
     async def health(self) -> Response:
-        """Say that the server answers."""
-        return JSONResponse({"status": "ok"})
+        """Say whether the server takes requests; a load balancer sends it none when it says 503."""
+        draining = self.is_draining()
+        return JSONResponse({"status": "ending" if draining else "ok"}, 503 if draining else 200)
 
     async def metrics(self) -> Response:
         """Show all figures."""

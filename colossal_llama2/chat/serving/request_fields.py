@@ -70,7 +70,7 @@ class StreamOptions(_Fields):
     include_obfuscation: bool = False
 
 
-_Number = Annotated[float, Field(strict=False, allow_inf_nan=False)]
+_Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SharedFields(_Fields):

@@ -76,42 +76,45 @@ def choose_tokens(logits: torch.Tensor, drawers: Sequence[Drawer]) -> list[int]:
     for row, drawer in enumerate(drawers):
         drawer.adjust(logits[row])
     chosen = logits.argmax(-1)
-    rows = [row for row, drawer in enumerate(drawers) if drawer.options.temperature > 0]
-    if rows:
-        options = [drawers[row].options for row in rows]
-        device = logits.device
-        drawn = draw(
-            logits[rows] / torch.tensor([o.temperature for o in options], device=device).unsqueeze(-1),
-            torch.tensor([o.top_k or logits.shape[-1] for o in options], device=device),
-            torch.tensor([o.top_p for o in options], device=device),
-            torch.tensor([drawers[row].uniform() for row in rows], device=device, dtype=torch.float32),
-        )
-        chosen[rows] = drawn
+    options = [drawer.options for drawer in drawers]
+    drawn = [row for row, one in enumerate(options) if one.temperature > 0]
+    # Whether a text's distribution is sorted decides what its number draws: it must be the text's own affair.
+    for cut in (False, True):
+        rows = [row for row in drawn if _is_cut(options[row]) == cut]
+        if rows:
+            device = logits.device
+            chosen[rows] = draw(
+                logits[rows] / torch.tensor([options[row].temperature for row in rows], device=device).unsqueeze(-1),
+                torch.tensor([drawers[row].uniform() for row in rows], device=device, dtype=torch.float32),
+                [options[row] for row in rows] if cut else None,
+            )
     tokens = [int(token) for token in chosen.tolist()]
     for drawer, token in zip(drawers, tokens, strict=True):
         drawer.note(token)
     return tokens
 
 
-def draw(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+def draw(logits: torch.Tensor, uniforms: torch.Tensor, cuts: Sequence[SamplingOptions] | None = None) -> torch.Tensor:
     """Draw one token a row by turning its cumulative distribution around.
 
     Args:
         logits: [B, V], divided by the temperature already.
-        top_k: [B], how many of the likeliest tokens may be drawn.
-        top_p: [B], the probability after which no further ones may; the token that passes it still may.
         uniforms: [B], random numbers in [0, 1).
+        cuts: whose `top_k` and `top_p` cut each row's distribution; None for none. It is sorted for that, the dearest
+            step of all.
 
     Returns:
         [B] token ids.
     """
     probabilities = logits.softmax(-1)
-    cut = bool((top_p < 1).any() or (top_k < logits.shape[-1]).any())
-    if cut:  # sorting is the dearest step of all, and only cutting needs it
+    order = None
+    if cuts is not None:
         probabilities, order = probabilities.sort(stable=True, dim=-1, descending=True)
-        before = probabilities.cumsum(-1) - probabilities
-        places = torch.arange(logits.shape[-1], device=logits.device)
-        kept = (before < top_p.unsqueeze(-1)) & (places < top_k.unsqueeze(-1))
+        top_p = torch.tensor([cut.top_p for cut in cuts], device=logits.device).unsqueeze(-1)
+        top_k = torch.tensor([cut.top_k or logits.shape[-1] for cut in cuts], device=logits.device).unsqueeze(-1)
+        # The token that passes top_p may still be drawn, so what counts is what stands before a token.
+        kept = probabilities.cumsum(-1) - probabilities < top_p
+        kept &= torch.arange(logits.shape[-1], device=logits.device) < top_k
         kept[:, 0] = True
         probabilities = probabilities * kept
     cumulative = probabilities.cumsum(-1)
@@ -120,4 +123,8 @@ def draw(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, uniform
     # Rounding may put the target at the very end: the last token that has any probability is meant then.
     last = (probabilities > 0).long().cumsum(-1).argmax(-1, keepdim=True)
     picked = torch.minimum(picked, last)
-    return (order.gather(-1, picked) if cut else picked).squeeze(-1)
+    return (picked if order is None else order.gather(-1, picked)).squeeze(-1)
+
+
+def _is_cut(options: SamplingOptions) -> bool:
+    return options.top_p < 1 or options.top_k > 0
