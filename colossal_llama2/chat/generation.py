@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers.generation.streamers import BaseStreamer
+from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 
-from colossal_llama2.chat.streaming import TextStream
+from colossal_llama2.chat.talk.reply import Finish, ReplyStream
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.inference import LoadedModel
 
@@ -28,10 +28,14 @@ class GenerationOptions:
     """Draw from this many likeliest tokens; 0 for no such limit."""
     top_p: float = 0.95
     """Draw from the fewest likeliest tokens that together reach this probability; 1 for no such limit."""
+    min_p: float = 0.0
+    """Draw from tokens at least this many times as likely as the likeliest; 0 for no such limit."""
     repetition_penalty: float = 1.0
     """Above 1, tokens that stand in the text already become less likely."""
     seed: int | None = None
     """The same seed gives the same text (default: another text every time)."""
+    stop: tuple[str, ...] = ()
+    """Texts that end what is written, and are left out of it."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,18 @@ class Continuation:
 
     Attributes:
         text: all of it, as it was streamed.
-        ids: its tokens, the end-of-text token left out.
-        ended: whether the model came to an end by itself.
+        ids: its tokens, the end token left out; with a stop string those up to the one that completed it.
+        finish: what ended it: an end token, a stop string, the limit, or whoever asked.
     """
 
     text: str
     ids: list[int]
-    ended: bool
+    finish: Finish | Literal["limit", "cancelled"]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model came to an end by itself, or wrote a stop string."""
+        return self.finish in ("end_token", "stop_string")
 
 
 def check_options(options: GenerationOptions) -> None:
@@ -60,7 +69,9 @@ def check_options(options: GenerationOptions) -> None:
         "temperature": not options.temperature > 0 and "give a positive number, or --no_do_sample",
         "top_k": options.top_k < 0 and "give 0 or more",
         "top_p": not 0 < options.top_p <= 1 and "give a number above 0 and up to 1",
+        "min_p": not 0 <= options.min_p <= 1 and "give a number from 0 to 1",
         "repetition_penalty": not options.repetition_penalty > 0 and "give a positive number; 1 changes nothing",
+        "stop": "" in options.stop and "an empty text stands everywhere: leave it out",
         "seed": options.seed is not None and options.seed < 0 and "give 0 or more",
     }
     for name, remedy in wrong.items():
@@ -88,20 +99,42 @@ def room_after(loaded: LoadedModel, prompt_ids: list[int]) -> int:
     return room
 
 
+def start_reply(loaded: LoadedModel, prompt_ids: list[int], options: GenerationOptions) -> ReplyStream:
+    """Return the stream of a continuation that is no reply of a chat."""
+    return ReplyStream(loaded.tokenizer, prompt_ids, loaded.end_token_ids, options.stop)
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What accompanies the writing.
+
+    Attributes:
+        draft: a smaller model with the same tokens that writes ahead; what it got right costs one step of the model.
+        cancelled: asked after every step; once it says yes nothing more is written.
+    """
+
+    draft: Any = None
+    cancelled: Callable[[], bool] = lambda: False
+
+
 @torch.no_grad()
 def continue_text(
     loaded: LoadedModel,
     prompt_ids: list[int],
     options: GenerationOptions,
     emit: Callable[[str], object] = lambda part: None,
+    stream: ReplyStream | None = None,
+    watch: Watching | None = None,
 ) -> Continuation:
     """Continue a prompt, handing over text as soon as it is certain.
 
     Args:
         loaded: the model.
-        prompt_ids: see `encode_prompt`.
+        prompt_ids: see `encode_prompt`, or of a `ChatFormat`.
         options: how; `max_new_tokens` is cut to the room that the context has (see `room_after`).
         emit: called with each new part of the text.
+        stream: what makes text of the ids and knows where they end (default: that of `start_reply`).
+        watch: a draft model, and whether somebody cancels.
 
     Returns:
         The continuation; the parts emitted, joined, are its text.
@@ -111,59 +144,63 @@ def continue_text(
     """
     check_options(options)
     room = room_after(loaded, prompt_ids)
+    stream = stream or start_reply(loaded, prompt_ids, options)
+    watch = watch or Watching()
     if options.seed is not None:
         torch.manual_seed(options.seed)
-    streamer = _Streamer(TextStream(loaded.tokenizer, prompt_ids), emit)
     input_ids = torch.tensor([prompt_ids], device=loaded.device)
+    writing = _Writing(stream, emit, watch.cancelled, len(prompt_ids))
     model: Any = loaded.model
-    output = model.generate(
+    model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
-        generation_config=_configuration(loaded, options, min(options.max_new_tokens, room)),
-        streamer=streamer,
+        generation_config=generation_config(loaded, options, min(options.max_new_tokens, room), stream.end_token_ids),
+        stopping_criteria=StoppingCriteriaList([writing]),
+        assistant_model=watch.draft,
     )
-    ids = output[0, len(prompt_ids) :].tolist()
-    ended = bool(ids) and ids[-1] in _end_tokens(loaded)
-    return Continuation("".join(streamer.parts), ids[:-1] if ended else ids, ended)
+    writing.hand_over(stream.end())
+    return Continuation(stream.text, stream.ids, stream.finish or ("cancelled" if writing.was_cancelled else "limit"))
 
 
-class _Streamer(BaseStreamer):
-    """What `generate` calls with the prompt, then with each token, then at the end."""
+class _Writing(StoppingCriteria):
+    """What `generate` calls after each step, with the prompt and all tokens so far: one more, several with a draft."""
 
-    def __init__(self, stream: TextStream, emit: Callable[[str], object]) -> None:
-        self.parts: list[str] = []
-        self._stream, self._emit = stream, emit
-        self._past_prompt = False
+    def __init__(
+        self, stream: ReplyStream, emit: Callable[[str], object], cancelled: Callable[[], bool], num_seen: int
+    ) -> None:
+        self.was_cancelled = False
+        self._stream, self._emit, self._cancelled, self._num_seen = stream, emit, cancelled, num_seen
 
-    def put(self, value: torch.Tensor) -> None:
-        if self._past_prompt:
-            for index in value.reshape(-1).tolist():
-                self._hand_over(self._stream.put(index))
-        self._past_prompt = True
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        for index in input_ids[0, self._num_seen :].tolist():
+            self.hand_over(self._stream.put(index))
+        self._num_seen = input_ids.shape[1]
+        self.was_cancelled = self._stream.finish is None and self._cancelled()
+        over = self._stream.finish is not None or self.was_cancelled
+        return torch.tensor([over], device=input_ids.device)
 
-    def end(self) -> None:
-        self._hand_over(self._stream.end())
-
-    def _hand_over(self, part: str) -> None:
+    def hand_over(self, part: str) -> None:
         if part:
-            self.parts.append(part)
             self._emit(part)
 
 
-def _end_tokens(loaded: LoadedModel) -> list[int]:
-    """Return the tokens that end a text: the tokenizer's eos, and those the model's own generation settings name."""
-    own = getattr(getattr(loaded.model, "generation_config", None), "eos_token_id", None)
-    named = [loaded.encoder.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({int(index) for index in named if index is not None})
+def generation_config(
+    loaded: LoadedModel, options: GenerationOptions, max_new_tokens: int, end_token_ids: Collection[int]
+) -> Any:
+    """Return the options as transformers' `GenerationConfig`; stop strings are not in it, see `ReplyStream`.
 
-
-def _configuration(loaded: LoadedModel, options: GenerationOptions, max_new_tokens: int) -> Any:
+    Args:
+        loaded: the model.
+        options: how.
+        max_new_tokens: most tokens to write, which the context has room for.
+        end_token_ids: tokens that end what is written.
+    """
     from transformers import GenerationConfig
 
     encoder, model = loaded.encoder, loaded.model
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    ends = _end_tokens(loaded)
-    drawing = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    ends = sorted(end_token_ids)
+    drawing = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "min_p")}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=options.do_sample,

@@ -27,6 +27,7 @@ Span = tuple[int, int]
 Learn = Literal["all", "last", "none"]
 _WORD: Final = "qzplaceholder{}zq"
 _ASKED_AFTER: Final = 8  # turns
+_MOST_FRAMES: Final = 512
 _LEFT, _RIGHT = "\x1f\x0b", "\x0c\x1e"  # blanks that no template writes
 
 
@@ -205,6 +206,8 @@ class Locator:
     def _frame_of(self, roles: tuple[str, ...], generation_prompt: bool) -> _Frame | None:
         key = (roles, generation_prompt)
         if key not in self._frames:
+            if len(self._frames) >= _MOST_FRAMES:  # a server is asked with whatever roles somebody thinks of
+                self._frames.clear()
             self._frames[key] = self._frame(roles, generation_prompt)
         return self._frames[key]
 

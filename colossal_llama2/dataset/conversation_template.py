@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -103,18 +103,28 @@ def load_template(tokenizer: PreTrainedTokenizerFast, named: str, date: str | No
     Raises:
         InputError: there is no such template, or it would render another text tomorrow.
     """
+    found = find_template(tokenizer, named)
+    if "strftime_now" not in found.text:
+        return found
+    if date is None or "date_string" not in found.text:
+        raise InputError(
+            f"the chat template ({found.source}) writes today's date, and the set would be another one tomorrow",
+            remedy='pass --template_date "26 Jul 2024" for a template that takes date_string, or another template',
+        )
+    return replace(found, variables={**found.variables, "date_string": date})
+
+
+def find_template(tokenizer: PreTrainedTokenizerFast, named: str) -> ChatTemplate:
+    """Find the chat template as `load_template` does, for a chat of today: one that writes the date writes today's.
+
+    Raises:
+        InputError: there is no such template.
+    """
     if named:
         source, text = _read_named(named)
     else:
         source, text = "the tokenizer folder", _of_tokenizer(tokenizer)
     variables = {name: value for name, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-    if "strftime_now" in text:
-        if date is None or "date_string" not in text:
-            raise InputError(
-                f"the chat template ({source}) writes today's date, and the set would be another one tomorrow",
-                remedy='pass --template_date "26 Jul 2024" for a template that takes date_string, or another template',
-            )
-        variables["date_string"] = date
     return ChatTemplate(source, text, variables)
 
 

@@ -48,6 +48,13 @@ class LoadedModel:
             )
         return start
 
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's eos, and those that the model's own generation settings name."""
+        own = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        named = [self.encoder.eos_token_id, *(own if isinstance(own, list) else [own])]
+        return frozenset(int(index) for index in named if index is not None)
+
 
 def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path | None = None) -> LoadedModel:
     """Load a model folder in the dtype it is stored in, with an adapter on it if one is named.

@@ -11,6 +11,7 @@ import torch
 from colossal_llama2.chat.generation import (
     Continuation,
     GenerationOptions,
+    Watching,
     check_options,
     continue_text,
     encode_prompt,
@@ -97,9 +98,30 @@ def test_a_special_token_in_the_prompt_is_text(loaded: LoadedModel) -> None:
 @pytest.mark.parametrize(
     "options",
     [{"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0},
-     {"top_p": 1.5}, {"repetition_penalty": 0.0}, {"seed": -1}],
+     {"top_p": 1.5}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"stop": ("a", "")}, {"seed": -1}],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"--{next(iter(options))} is"):
         check_options(GenerationOptions(**options))
     check_options(GenerationOptions())
+
+
+def test_a_stop_string_ends_the_writing(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = loaded.encoder.encode(["fox jumps over the lazy dog"]).ids.tolist()
+    recite(loaded, monkeypatch, ids)
+    written, parts = run(loaded, "the", max_new_tokens=100, stop=("ps over", "dog"))
+    assert (written.text, written.finish, written.ended) == (" fox jum", "stop_string", True)
+    assert "".join(parts) == written.text
+    assert len(written.ids) < len(ids)
+
+
+def test_whoever_asked_may_cancel(loaded: LoadedModel) -> None:
+    parts: list[str] = []
+    watch = Watching(cancelled=lambda: len(parts) >= 3)
+    options = GenerationOptions(max_new_tokens=60, seed=5, top_k=0, temperature=3.0)
+    written = continue_text(loaded, encode_prompt(loaded, "the"), options, parts.append, watch=watch)
+    assert written.finish == "cancelled"
+    assert len(parts) in (3, 4)  # what was still held back comes last
+    whole = continue_text(loaded, encode_prompt(loaded, "the"), options)
+    assert whole.ids[: len(written.ids)] == written.ids
+    assert len(whole.ids) > len(written.ids)
