@@ -149,13 +149,13 @@ async def ask_server(
 
 
 async def _ask(api: Any, fields: dict[str, Any]) -> Answered:
-    began, first, usage = time.perf_counter(), 0.0, None
+    began, first, tokens = time.perf_counter(), 0.0, 0
     chunks = await api.completions.create(**fields, stream=True, stream_options={"include_usage": True})
     async for chunk in chunks:
         first = first or time.perf_counter() - began
-        usage = chunk.usage or usage
-    assert usage.completion_tokens == fields["max_tokens"], "a text ended before"
-    return Answered(first, time.perf_counter() - began, usage.completion_tokens)
+        tokens = chunk.usage.completion_tokens if chunk.usage else tokens
+    assert tokens == fields["max_tokens"], "a text ended before"
+    return Answered(first, time.perf_counter() - began, tokens)
 
 
 class GenerateLoop:
