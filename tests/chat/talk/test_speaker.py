@@ -63,7 +63,8 @@ def test_a_reply_leaves_half_of_a_short_context_to_what_was_said(loaded: LoadedM
 
 
 def test_parts_are_the_reply_and_the_lead_is_no_part_of_it(loaded: LoadedModel) -> None:
-    one, parts = speaker(loaded, max_new_tokens=20, do_sample=False), []
+    one = speaker(loaded, max_new_tokens=20, do_sample=False)
+    parts: list[str] = []
     reply = one.reply(one.fit(ASKED), emit=parts.append)
     assert "".join(parts) == reply.text
     assert not reply.text.startswith(" ")

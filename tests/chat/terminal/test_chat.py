@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import select
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from colossal_llama2.chat.generation import GenerationOptions
 from colossal_llama2.chat.terminal.chat import ChatSettings, distinct, main, open_seats
@@ -33,8 +35,6 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 @pytest.fixture
 def bare_model_dir(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """Give the tiny model without a chat template."""
-    import json
-
     folder = tmp_path / "bare"
     shutil.copytree(tiny_model_dir, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -107,18 +107,19 @@ class Person:
             preexec_fn=_take_terminal,  # noqa: PLW1509 - for Ctrl-C it must be the terminal's own process
         )  # fmt: skip
         os.close(far_end)
+        self._unseen = b""
 
     def types(self, text: str) -> None:
         os.write(self._terminal, text.encode())
 
-    def sees(self, expected: str, seconds: float = 120) -> str:
-        """Read until a text is there, and return everything read."""
-        seen, until = b"", time.monotonic() + seconds
-        while expected.encode() not in seen:
-            assert time.monotonic() < until, seen.decode(errors="replace")
+    def sees(self, expected: str, seconds: float = 120) -> None:
+        """Read until a text is there; what comes behind it is still to be seen."""
+        until = time.monotonic() + seconds
+        while expected.encode() not in self._unseen:
+            assert time.monotonic() < until, self._unseen.decode(errors="replace")
             if select.select([self._terminal], [], [], 0.2)[0]:
-                seen += os.read(self._terminal, 4096)
-        return seen.decode(errors="replace")
+                self._unseen += os.read(self._terminal, 4096)
+        self._unseen = self._unseen.partition(expected.encode())[2]
 
 
 def _take_terminal() -> None:
@@ -128,19 +129,22 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+def patient_model(source: Path, folder: Path) -> Path:
+    """Copy a model that never comes to an end, and has room for it."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 40_000}))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"][config["eos_token_id"]] = 0.0  # always less likely than the likeliest
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.mark.long
 def test_somebody_types_reads_interrupts_and_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "patient"
-    shutil.copytree(tiny_model_dir, folder)
-    config = (
-        (folder / "config.json")
-        .read_text()
-        .replace('"max_position_embeddings": 128', '"max_position_embeddings": 40000')
-    )
-    (folder / "config.json").write_text(config)
     person = Person(
-        sys.executable, "tools/chat.py", "--model", str(folder), "--chat_template", "transcript", "--no_do_sample",
-        "--max_new_tokens", "15000",
+        sys.executable, "tools/chat.py", "--model", str(patient_model(tiny_model_dir, tmp_path / "patient")),
+        "--chat_template", "transcript", "--no_do_sample", "--max_new_tokens", "15000",
     )  # fmt: skip
     person.sees("/help tells the commands")
     person.sees(READY)
