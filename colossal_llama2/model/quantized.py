@@ -7,8 +7,9 @@ it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -109,31 +110,44 @@ def settle(model: Any, device: torch.device) -> None:
     if getattr(model, "ct_decompress_hook", None) is None:
         return
     if device.type == "cpu":
-        model.hf_quantizer.compressor.decompress_model(model)
+        _unpack_for_good(model)
     else:
         stay_packed(model)
 
 
 def stay_packed(model: Any) -> int:
     """Let a model in compressed-tensors' format compute from packed weights; return how many matrices stay packed."""
-    model.ct_decompress_hook.remove()
-    del model.ct_decompress_hook
-    packed = [module for module in model.modules() if hasattr(module, "weight_packed")]
+    packed = _take_over(model)
     for module in packed:
         module.forward = partial(_multiply, module, _unpacker(module.quantization_scheme.weights))
     return len(packed)
 
 
+def _unpack_for_good(model: Any) -> None:
+    """Make every packed layer a plain linear layer; the library's own way leaves caches that slow each look-up."""
+    from compressed_tensors.compressors.base import decompress_module
+
+    for module in _take_over(model):
+        decompress_module(module, leave_decompressed=False)
+
+
+def _take_over(model: Any) -> list[Any]:
+    """Remove what would unpack the model at the first token, and return its packed layers."""
+    model.ct_decompress_hook.remove()
+    del model.ct_decompress_hook
+    return [module for module in model.modules() if hasattr(module, "weight_packed")]
+
+
 def _hide_bars() -> None:
     """Keep compressed-tensors' progress bars, one for each step of loading, off the screen."""
-    from compressed_tensors.compressors.model_compressors import model_compressor
-    from compressed_tensors.offload import dispatch
-    from compressed_tensors.quantization.lifecycle import apply
-    from tqdm import tqdm
-
-    for module in (apply, model_compressor, dispatch):
+    for name in ("compressors.model_compressors.model_compressor", "quantization.lifecycle.apply"):
+        module = importlib.import_module(f"compressed_tensors.{name}")
         if hasattr(module, "tqdm"):  # a version without it has no bars to hide
-            module.tqdm = partial(tqdm, disable=True)
+            module.tqdm = _without_a_bar  # type: ignore[attr-defined]
+
+
+def _without_a_bar(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+    return items
 
 
 def _unpacker(scheme: Any) -> Callable[[nn.Module], torch.Tensor]:
