@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def test_rows_hold_whole_documents_one_after_the_other(llama_tokenizer_dir: Path
     known = {tuple(encoder.encode([text.target]).ids.tolist()) for text in TEXTS}
     begins = [index for index, token in enumerate(flat) if token == 1]
     assert begins[0] == 0
-    whole = [tuple(flat[a + 1 : b]) for a, b in zip(begins, begins[1:], strict=False)]
+    whole = [tuple(flat[a + 1 : b]) for a, b in itertools.pairwise(begins)]
     assert len(whole) >= 2
     assert set(whole) <= known
     assert calibration_rows(TEXTS, encoder, 1, 4, 32, seed=7).tolist() == rows.tolist()

@@ -41,7 +41,7 @@ def settings(tmp_path: Path, tiny_model_dir: Path) -> Callable[..., QuantizeSett
     return made
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(m, marks=[] if m == "nf4" else pytest.mark.long) for m in METHODS])
 def test_the_folder_says_what_evaluation_finds(
     settings: Callable[..., QuantizeSettings], tmp_path: Path, method: Method, capsys: pytest.CaptureFixture[str]
 ) -> None:
