@@ -79,6 +79,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
+                self._show_load()
                 # Deadlines of what waits need no clock here: it waits only while something runs.
                 while not (self._stopping or self._waiting or self._running):
                     self._changed.wait()
@@ -107,8 +108,8 @@ class Worker:
                 self._leave(job, "cancelled")
             elif now > job.ticket.deadline:
                 text, _ = job.text.finish("length")
-                job.ticket.post([Part(job.index, text, len(job.writing.written), "length")])
                 self._leave(job, "timed_out")
+                job.ticket.post([Part(job.index, text, len(job.writing.written), "length")])
         for group in list(self._waiting):
             ticket = group[0].ticket
             if ticket.cancelled or now > ticket.deadline:
@@ -137,10 +138,10 @@ class Worker:
             if reason is None and len(writing.written) >= job.max_tokens:
                 rest, reason = job.text.finish("length")
                 text += rest
+            if reason:
+                self._leave(job, reason)  # before it is told: who has heard of an end finds it counted
             if text or reason:
                 job.ticket.post([Part(job.index, text, len(writing.written), reason)])
-            if reason:
-                self._leave(job, reason)
 
     def _leave(self, job: Job, reason: str) -> None:
         del self._running[job.writing]
