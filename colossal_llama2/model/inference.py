@@ -68,7 +68,7 @@ def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path 
     Raises:
         InputError: no such model or device, or a tokenizer or adapter that does not belong to the model.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     chosen = choose_device(device)
@@ -84,6 +84,8 @@ def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path 
     except (OSError, ValueError, KeyError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
+    # `generate` fills what its caller leaves open from here: a folder's num_beams or min_length would work unseen.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     if adapter_dir is not None:
         model = put_on(model, adapter_dir)
     length = getattr(model.config, "max_position_embeddings", None) or 1 << 20
