@@ -1,1 +1,1 @@
-"""A package, so that what has the scope "package" ends with the last test here: playwright's loop would break others."""
+"""A package, so that what has its scope ends with the last test here: playwright's loop would break later ones."""
