@@ -22,13 +22,15 @@ FLASH_NAME = "document_flash_attention"
 
 
 def register() -> None:
-    """Make both functions known to transformers under their names; safe to call again."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    """Make both functions known to transformers under their names; safe to call again.
+
+    Of their masks transformers is told nothing: then it makes none, and does not read the positions on the host to see
+    whether rows are packed, which would wait for the device.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     for name, function in ((NAME, document_attention), (FLASH_NAME, document_flash_attention)):
         ALL_ATTENTION_FUNCTIONS.register(name, function)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, _no_mask)
 
 
 def document_attention(
@@ -136,7 +138,3 @@ def _causality(length: int, window: int | None, device: torch.device) -> dict[st
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]
     return {"attn_mask": (distance >= 0) & (distance < window)}
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None

@@ -113,8 +113,7 @@ class RowWatch:
         self._losses = LossShares(**state["losses"])
 
     def _loss_sum(self, output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
-        labels = ranks.on_device(batch.labels)
-        losses, targets = next_token_losses(output.logits, labels, cross_entropies)
+        losses, targets = next_token_losses(output.logits, batch.labels, cross_entropies)
         with torch.no_grad():
             new = (targets >= self.rows.start) & (targets < self.rows.stop)
             self._new_loss += losses.detach().where(new, 0.0).sum()

@@ -187,8 +187,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 def token_loss_sum(output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
     """Sum the losses of a micro-batch's learned tokens, in nats."""
-    labels = ranks.on_device(batch.labels)
-    return next_token_loss_sum(output.logits, labels, cross_entropies)
+    return next_token_loss_sum(output.logits, batch.labels, cross_entropies)
 
 
 PRETRAINING = Objective(model_inputs, token_loss_sum)

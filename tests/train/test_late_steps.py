@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from colossal_llama2 import cli
+from colossal_llama2.engine.running_state import FILE_NAME
 from colossal_llama2.engine.session import Objective
 from colossal_llama2.train import supervised
 from colossal_llama2.train.pretrain import main
@@ -58,16 +59,20 @@ def lines(save_dir: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("plugin", "precision"), [("zero2", "bf16"), ("zero2", "fp16"), ("ddp", "bf16"), ("3d", "bf16")]
+    ("plugin", "precision"),
+    [
+        ("zero2", "bf16"),
+        pytest.param("zero2", "fp16", marks=pytest.mark.long),
+        pytest.param("ddp", "bf16", marks=pytest.mark.long),
+        pytest.param("3d", "bf16", marks=pytest.mark.long),
+    ],
 )
 def test_the_metrics_are_those_of_reading_at_once(train_late: Callable[..., Path], plugin: str, precision: str) -> None:
     flags = ["--plugin", plugin, "--mixed_precision", precision, "--save_interval", 4]
     at_once = train_late("at-once", lambda run: run, *flags)
     assert lines(train_late("late", late, *flags)) == lines(at_once)
     (checkpoint,) = (path.name for path in at_once.glob("epoch-*"))
-    states = [
-        json.loads((at_once.parent / name / checkpoint / "state.json").read_text()) for name in ("at-once", "late")
-    ]
+    states = [json.loads((at_once.parent / name / checkpoint / FILE_NAME).read_text()) for name in ("at-once", "late")]
     assert states[0] == states[1]
 
 
@@ -104,9 +109,9 @@ class Poisoned:
     [
         ("zero2", "bf16", False),
         ("zero2", "fp32", True),
-        ("ddp", "bf16", True),
+        pytest.param("ddp", "bf16", True, marks=pytest.mark.long),
         ("gemini", "bf16", False),
-        ("3d", "bf16", False),
+        pytest.param("3d", "bf16", False, marks=pytest.mark.long),
     ],
 )
 def test_what_is_found_late_has_not_spoiled_the_weights(
@@ -156,7 +161,7 @@ class Reads(TorchDispatchMode):
 def test_a_step_reads_the_device_once(
     train_late: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, plugin: str
 ) -> None:
-    """What is read of the batch itself lies on the host whatever the device: the documents' bounds."""
+    """What is read of the batch itself lies on the host whatever the device: the documents' bounds, the labels."""
     reads, to_list, steps = Reads(), torch.Tensor.tolist, []
 
     def noted(tensor: torch.Tensor) -> Any:
@@ -180,6 +185,6 @@ def test_a_step_reads_the_device_once(
     flags = ["--plugin", plugin, "--mixed_precision", "bf16", "--save_interval", 0]
     train_late("out", lambda run: replace(late(run), profiler=Counted()), *flags)
     assert steps == list(range(1, STEPS + 1))
-    on_host = {"document_attention"}
+    on_host = {"document_attention", "learned_places"}
     found = {name: count for name, count in reads.places.items() if name not in on_host}
     assert found == {"read": STEPS - 2}
