@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,37 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
     return model
 
 
-def recompute_activations(model: nn.Module) -> None:
-    """Keep no activations inside decoder layers: the backward pass computes them again."""
+def recompute_activations(model: nn.Module, layers: Collection[int] | None = None) -> None:
+    """Keep no activations inside decoder layers: the backward pass computes them again.
+
+    Args:
+        model: a transformers model on which plugins have not laid hands yet, in adapters or without.
+        layers: numbers of the layers that are; None for all.
+
+    Raises:
+        InputError: single layers are asked for, and this architecture switches all of them or none.
+    """
     enable: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every version that is supported
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if layers is None:
+        return
+    found = recomputable_layers(model)
+    if not found:
+        raise InputError(
+            f"{model.config.model_type} recomputes all layers or none",  # type: ignore[union-attr]
+            remedy="pass --use_grad_checkpoint instead of --checkpoint_layers or --activation_budget",
+        )
+    for number, layer in enumerate(found):
+        layer.gradient_checkpointing = number in layers
+
+
+def recomputable_layers(model: nn.Module) -> list[Any]:
+    """List the decoder layers that can be recomputed one by one, in the model's order."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def check_attention(model: Any, model_dir: Path) -> None:
