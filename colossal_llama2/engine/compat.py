@@ -41,6 +41,7 @@ def install() -> None:
         _patch_padded_vocabulary()
         _patch_stages_without_gradients()
         _patch_ddp_inside_3d()
+        _patch_zero_update()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -206,6 +207,20 @@ def _patch_ddp_inside_3d() -> None:
             super().__init__(*args, **{**kwargs, "use_ddp": False})
 
     plugin.HybridParallelModule = HybridParallelModule
+
+
+def _patch_zero_update() -> None:
+    """low_level_optim.py:527 copies all gradients of a rank to fp32 before it updates the first weight.
+
+    `streamed_update` does so a piece at a time, with the same numbers; goes when ColossalAI does.
+    """
+    from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer
+
+    from colossal_llama2.engine.streamed_update import step_in_pieces
+
+    for name in ("step", "_compute_grad_norm", "_unscale_and_clip_grads"):
+        _must_have(LowLevelZeroOptimizer, name)
+    LowLevelZeroOptimizer.step = step_in_pieces
 
 
 def _use_cpu_accelerator() -> None:

@@ -27,6 +27,7 @@ from colossal_llama2.engine.plan_request import (
 from colossal_llama2.engine.state_memory import StateMemory, state_memory
 from colossal_llama2.model.model_shape import ModelShape
 
+_AFTER_BACKWARD = ("the update", "the new weights", "a checkpoint")
 KINDS = ("weights", "optimizer", "gradients", "activations", "logits", "working", "communication")
 
 
@@ -79,6 +80,12 @@ def moments_of(shape: ModelShape, request: PlanRequest, stage: int = 0) -> tuple
     found = [view.loss(), view.head_gradient(), *map(view.layer, sorted(layers))]
     found += [view.embedding_gradient(), view.update(), view.gather(), view.save()]
     return tuple(found)
+
+
+def activation_peak(shape: ModelShape, request: PlanRequest) -> int:
+    """Return the most bytes of activations at a time, gradients inside a layer and recomputed ones among them."""
+    stages = [moments_of(shape, request, stage) for stage in range(request.layout.pp)]
+    return max(m.activations + m.working for moments in stages for m in moments if m.name not in _AFTER_BACKWARD)
 
 
 def _recomputed(shape: ModelShape, request: PlanRequest) -> list[range]:

@@ -22,6 +22,7 @@ class Layout:
         tp, pp, sp: degrees of tensor, pipeline and sequence parallelism (3d).
         sp_mode: split_gather shares the sequence among the tensor-parallel ranks, all_to_all among ranks of its own.
         zero: ZeRO stage inside 3d.
+        offload_fraction: share of masters and moments that zero2_cpu keeps in host memory.
     """
 
     plugin: PluginName = "zero2"
@@ -31,6 +32,7 @@ class Layout:
     sp: int = 1
     sp_mode: SequenceMode = "all_to_all"
     zero: int = 1
+    offload_fraction: float = 1.0
 
     @property
     def own_sequence_ranks(self) -> int:
@@ -110,6 +112,7 @@ class PlanRequest:
             sp=layout.sp,
             sp_mode=layout.sp_mode,
             zero=layout.zero,
+            offload_fraction=layout.offload_fraction,
         )
 
     @property

@@ -67,28 +67,18 @@ def recompute_activations(model: nn.Module, layers: Collection[int] | None = Non
     Args:
         model: a transformers model on which plugins have not laid hands yet, in adapters or without.
         layers: numbers of the layers that are; None for all.
-
-    Raises:
-        InputError: single layers are asked for, and this architecture switches all of them or none.
     """
     enable: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every version that is supported
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if layers is None:
-        return
-    found = recomputable_layers(model)
-    if not found:
-        raise InputError(
-            f"{model.config.model_type} recomputes all layers or none",  # type: ignore[union-attr]
-            remedy="pass --use_grad_checkpoint instead of --checkpoint_layers or --activation_budget",
-        )
-    for number, layer in enumerate(found):
-        layer.gradient_checkpointing = number in layers
+    if layers is not None:
+        for number, layer in enumerate(recomputable_layers(model)):
+            layer.gradient_checkpointing = number in layers
 
 
 def recomputable_layers(model: nn.Module) -> list[Any]:
-    """List the decoder layers that can be recomputed one by one, in the model's order."""
+    """List the decoder layers that can be recomputed one by one, in the model's order; some models have none."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

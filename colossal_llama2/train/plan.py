@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from colossal_llama2.cli import comma_separated
+from colossal_llama2.engine.activation_budget import within_budget
 from colossal_llama2.engine.memory_plan import CUDA_CONTEXT, FRAGMENTATION, GIB, MemoryPlan, predict
 from colossal_llama2.engine.moments import KINDS
 from colossal_llama2.engine.plan_alternatives import CRITERION, Room, alternatives
@@ -58,6 +59,8 @@ class PlanSettings:
     """How the sequence is divided: split_gather among the ranks of --tp, all_to_all among ranks of its own."""
     zero: int = 1
     """ZeRO stage inside 3d."""
+    offload_fraction: float = 1.0
+    """Share of master weights and moments that zero2_cpu keeps in host memory."""
     micro_batch_size: int = 1
     """Rows a rank computes at a time."""
     accumulation_steps: int = 1
@@ -66,6 +69,8 @@ class PlanSettings:
     """Tokens of a row."""
     use_grad_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
+    checkpoint_layers: int = 0
+    """Recompute those of so many decoder layers alone."""
     use_flash_attn: bool = False
     """Variable-length FlashAttention; taken in fp16 and bf16."""
     freeze_non_embeds_params: bool = False
@@ -89,13 +94,15 @@ class PlanSettings:
     @property
     def request(self) -> PlanRequest:
         """What is asked of the engine."""
-        layout = Layout(self.plugin, self.nproc, self.tp, self.pp, self.sp, self.sp_mode, self.zero)
+        degrees = (self.tp, self.pp, self.sp)
+        layout = Layout(self.plugin, self.nproc, *degrees, self.sp_mode, self.zero, self.offload_fraction)
         training = Training(
             precision=self.mixed_precision,
             micro_batch_size=self.micro_batch_size,
             accumulation_steps=self.accumulation_steps,
             max_length=self.max_length,
             use_grad_checkpoint=self.use_grad_checkpoint,
+            checkpoint_layers=self.checkpoint_layers,
             use_flash_attn=self.use_flash_attn,
             freeze_non_embeds_params=self.freeze_non_embeds_params,
             lora_rank=self.lora_rank,
@@ -114,13 +121,22 @@ def request_of_run(settings: StageSettings, nproc: int) -> PlanRequest:
         nproc: its ranks.
     """
     parallel, data, model = settings.parallel, settings.data, settings.model
-    layout = Layout(parallel.plugin, nproc, parallel.tp, parallel.pp, parallel.sp, parallel.sp_mode, zero=parallel.zero)
+    degrees = (parallel.tp, parallel.pp, parallel.sp)
+    layout = Layout(
+        parallel.plugin,
+        nproc,
+        *degrees,
+        parallel.sp_mode,
+        zero=parallel.zero,
+        offload_fraction=parallel.offload_fraction,
+    )
     training = Training(
         precision=parallel.mixed_precision,
         micro_batch_size=data.micro_batch_size,
         accumulation_steps=data.accumulation_steps,
         max_length=data.max_length,
         use_grad_checkpoint=model.use_grad_checkpoint,
+        checkpoint_layers=model.checkpoint_layers,
         use_flash_attn=model.use_flash_attn and torch.cuda.is_available(),
         freeze_non_embeds_params=model.freeze_non_embeds_params or model.train_new_rows_only,
         lora_rank=settings.lora.lora_rank,
@@ -145,7 +161,8 @@ def predict_run(settings: StageSettings, nproc: int, max_length: int) -> MemoryP
     asked = request_of_run(settings, nproc)
     request = replace(asked, training=replace(asked.training, max_length=max_length))
     try:
-        return predict(read_model_shape(settings.model.pretrained), request)
+        shape = read_model_shape(settings.model.pretrained)
+        return predict(shape, within_budget(shape, request, settings.model.activation_budget))
     except InputError as error:
         return str(error)
 
@@ -194,10 +211,12 @@ def describe(plan: MemoryPlan) -> str:
     degrees = "".join(
         f" {name}{degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if degree > 1
     )
+    offloaded = f" at {layout.offload_fraction:.0%}" if layout.offload_fraction < 1 else ""
     return (
-        f"{layout.plugin}{degrees}, {_count(layout.nproc)}, {training.precision}, {training.micro_batch_size} x "
-        f"{training.max_length} tokens at a time"
+        f"{layout.plugin}{offloaded}{degrees}, {_count(layout.nproc)}, {training.precision}, "
+        f"{training.micro_batch_size} x {training.max_length} tokens at a time"
         + (", layers recomputed" if training.use_grad_checkpoint else "")
+        + (f", {training.checkpoint_layers} layers recomputed" if training.checkpoint_layers else "")
         + (", FlashAttention" if training.use_flash_attn and training.precision != "fp32" else "")
     )
 
