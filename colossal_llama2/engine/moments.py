@@ -11,10 +11,9 @@ from colossal_llama2.engine.activation_memory import (
     checkpoint_bytes,
     ends_bytes,
     layer_bytes,
-    logits_backward_bytes,
-    logits_forward_bytes,
     working_bytes,
 )
+from colossal_llama2.engine.head_memory import defers, loss_bytes
 from colossal_llama2.engine.plan_request import (
     Held,
     PlanRequest,
@@ -110,22 +109,19 @@ class _Stage:
     in_flight: int
 
     def loss(self) -> Moment:
-        """All activations are there, and the logits in several copies."""
-        logits = max(
-            logits_forward_bytes(self.shape, self.batch, self.vocab),
-            logits_backward_bytes(self.shape, self.batch, self.vocab),
-        )
+        """All activations are there, and the logits in several copies, or chunk by chunk."""
         return self._moment(
             "the loss",
             gradients=self.state.gradients_before,
             activations=self.waiting + self.kept_by(self.num_layers) + self.ends + self.casts(self.num_layers),
-            logits=logits,
+            logits=loss_bytes(self.shape, self.batch, self.vocab, self.request),
             communication=self.state.gathered,
         )
 
     def head_gradient(self) -> Moment:
         """The logits' gradient meets the head's; or, when it has gone, the head's is on its way to where it is kept."""
-        logits = self.batch.element * self.batch.tokens * self.vocab
+        whole = not defers(self.shape, self.request)
+        logits = self.batch.element * self.batch.tokens * self.vocab * whole
         head = max((p.numel for p in self.held if p.trained and p.role == "head"), default=0)
         own = self.batch.element * head
         kept = self.state.single_bytes * head or (self.state.largest_gradient if head else 0)

@@ -61,6 +61,7 @@ class Training:
         max_length: tokens of a row.
         use_grad_checkpoint: layers are computed again in the backward pass.
         checkpoint_layers: so many of them are, where not all.
+        defers_head: the stage's loss needs no logits, so that they need not be there where model and plugin allow it.
         use_flash_attn: variable-length FlashAttention; taken in half precision alone.
         freeze_non_embeds_params: train input embedding and head alone.
         lora_rank: rank of the adapters, 0 for none.
@@ -75,6 +76,7 @@ class Training:
     max_length: int = 4096
     use_grad_checkpoint: bool = False
     checkpoint_layers: int = 0
+    defers_head: bool = False
     use_flash_attn: bool = False
     freeze_non_embeds_params: bool = False
     lora_rank: int = 0

@@ -39,6 +39,7 @@ class StateMemory:
         gathering: buckets in which the new weights are put together after it.
         saving: beside weights and optimizer, when a checkpoint is written tensor by tensor.
         weights_host, optimizer_host, gradients_host, update_host: the same, in host memory.
+        boosting_host: masters in host memory before those that are to lie on the device have gone there.
         rounding_host: beside them, what pinned memory loses: torch's allocator gives it in powers of two.
     """
 
@@ -60,6 +61,7 @@ class StateMemory:
     optimizer_host: int = 0
     gradients_host: int = 0
     update_host: int = 0
+    boosting_host: int = 0
     rounding_host: int = 0
 
 
@@ -124,6 +126,7 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
         saving=FULL * largest,
         optimizer_host=(FULL + MOMENTS) * on_host,
         update_host=FULL * min(on_host, piece) + element * min(on_host, widest),
+        boosting_host=FULL * share if fraction else 0,
     )
 
 
