@@ -42,6 +42,7 @@ def install() -> None:
         _patch_stages_without_gradients()
         _patch_ddp_inside_3d()
         _patch_zero_norm()
+        _patch_zero_update()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -210,26 +211,36 @@ def _patch_ddp_inside_3d() -> None:
 
 
 def _patch_zero_norm() -> None:
-    """low_level_optim.py:600-640 reads the gradients' norm on the host each step, and the device waits meanwhile.
+    """low_level_optim.py:640-715 reads the gradients' norm on the host each step, and the device waits meanwhile.
 
     `device_norm` keeps it on the device. 3d has a norm of its own, which is a number: that is clipped by as before.
     Goes when `_compute_grad_norm` returns a tensor.
     """
-    from colossalai.zero.low_level import low_level_optim
+    from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer as Zero
 
     from colossal_llama2.engine import device_norm
 
-    owner = low_level_optim.LowLevelZeroOptimizer
-    for place, name in ((owner, "_compute_grad_norm"), (low_level_optim, "calculate_global_norm_from_list")):
-        _must_have(place, name)
-    clip = _must_have(owner, "_unscale_and_clip_grads")
+    _must_have(Zero, "_compute_grad_norm")
+    clip = _must_have(Zero, "_unscale_and_clip_grads")
 
     def unscale_and_clip(self: Any, gradients: Any, norm: Any) -> None:
         (device_norm.clip_by_norm if isinstance(norm, torch.Tensor) else clip)(self, gradients, norm)
 
-    owner._compute_grad_norm = device_norm.group_norm
-    owner._unscale_and_clip_grads = unscale_and_clip
-    low_level_optim.calculate_global_norm_from_list = device_norm.norm_of_norms
+    Zero._compute_grad_norm, Zero._unscale_and_clip_grads = device_norm.group_norm, unscale_and_clip
+
+
+def _patch_zero_update() -> None:
+    """low_level_optim.py:527 copies all gradients of a rank to fp32 before it updates the first weight.
+
+    `streamed_update` does so a piece at a time, with the same numbers; goes when ColossalAI does.
+    """
+    from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer
+
+    from colossal_llama2.engine.streamed_update import step_in_pieces
+
+    for name in ("step", "_compute_grad_norm", "_unscale_and_clip_grads"):
+        _must_have(LowLevelZeroOptimizer, name)
+    LowLevelZeroOptimizer.step = step_in_pieces
 
 
 def _use_cpu_accelerator() -> None:

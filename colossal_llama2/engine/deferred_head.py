@@ -19,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from colossal_llama2.engine.chunked_loss import MOST_LOGITS_BYTES, HeadPlace, linear_cross_entropies
 
 # Models whose logits are the head's product and nothing else; some scale them, or bound them by a tanh.
-_PLAIN_HEADS: Final = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "olmo2")
+PLAIN_HEADS: Final = ("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "phi3", "olmo2")
 _CHANGES_LOGITS: Final = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 def can_defer(model: Any) -> bool:
     """Tell whether a model's logits are ``hidden @ head.T``, so that the loss can take them itself."""
     head, config = model.get_output_embeddings(), model.config
-    plain = config.model_type in _PLAIN_HEADS and not any(getattr(config, name, None) for name in _CHANGES_LOGITS)
+    plain = config.model_type in PLAIN_HEADS and not any(getattr(config, name, None) for name in _CHANGES_LOGITS)
     return plain and isinstance(getattr(head, "weight", None), torch.Tensor) and getattr(head, "bias", None) is None
 
 

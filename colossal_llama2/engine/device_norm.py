@@ -31,10 +31,10 @@ def group_norm(optimizer: Any, dp_pg: Any, gradients: Sequence[torch.Tensor], no
     return squares[0].double().sqrt()
 
 
-def norm_of_norms(norm_list: Iterable[Any]) -> Any:
+def norm_of_norms(norms: Iterable[Any]) -> Any:
     """Put the norms of groups together: a tensor if one of them is, else a number."""
     total: Any = 0.0
-    for norm in norm_list:
+    for norm in norms:
         total = total + norm**2.0
     return total.sqrt() if isinstance(total, torch.Tensor) else math.sqrt(total)
 

@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.companions import Companion
+from colossal_llama2.engine.float8 import use_float8
 from colossal_llama2.engine.guard import Guard
 from colossal_llama2.engine.heads import CrossEntropies, divided_head, head_cross_entropies
 from colossal_llama2.engine.heads import defer_head as deferred
@@ -23,6 +24,7 @@ from colossal_llama2.engine.parallel_loss import whole_logits
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
 from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome, UnreadOutcome
+from colossal_llama2.engine.streamed_update import bring_to_device
 
 BatchType = TypeVar("BatchType")
 
@@ -90,6 +92,8 @@ class Session:
         if settings.plugin == "ddp" or settings.precision == "fp32":
             model.float()  # ddp's master weights; and ZeRO computes fp32 in whatever the model is stored in
         model.train()
+        if settings.float8 != "no":
+            use_float8(model, emulated=settings.float8 == "emulated")
         rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
         self._adam, self._decays = adam, [group["weight_decay"] for group in optimizer.param_groups]
         # A pipeline's ends hold a tied weight each, under both its names.
@@ -103,6 +107,8 @@ class Session:
         self.parameter_names = [name for name, _ in model.named_parameters()]  # a tied weight has one name
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        if settings.offload_fraction < 1:
+            bring_to_device(self.optimizer, settings.offload_fraction, ranks.device())
         # Plugins cast buffers with the weights; rotary frequencies in bf16 are off by radians at position 4096.
         for name, buffer in model.named_buffers():
             buffer.data = buffers[name].to(buffer.device)

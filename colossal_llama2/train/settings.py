@@ -30,6 +30,11 @@ class ModelOptions:
     says so, with this flag or without."""
     use_grad_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
+    checkpoint_layers: int = 0
+    """Recompute those of so many decoder layers alone (the first of every pipeline stage): less memory, more time."""
+    activation_budget: Literal["auto"] | float | None = None
+    """Recompute as few layers as bring what a device keeps for the backward pass below so many GiB, or, with auto, the
+    whole plan below the device's memory; the log says how many."""
     use_flash_attn: bool = False
     """Use variable-length FlashAttention where it can run (CUDA, fp16 or bf16); the log says what was taken."""
 
@@ -124,6 +129,12 @@ class ParallelOptions:
     the tensor-parallel ranks' norms and residuals divided, and asks for --sp equal to --tp."""
     zero: Annotated[int, tyro.conf.arg(aliases=["--zero_stage"])] = 1
     """ZeRO stage inside 3d: 0 replicates over data ranks, 1 shards the optimizer state, 2 the gradients too."""
+    offload_fraction: float = 1.0
+    """Share of master weights and moments that zero2_cpu keeps in host memory; the rest stays on the device."""
+    float8: bool = False
+    """Multiply in float8 in the decoder layers (compute capability 8.9 or more; zero2, ddp, 3d without --tp)."""
+    emulate_float8: bool = False
+    """Round like float8 on any machine and multiply in fp32: slow, to see what float8 does to a loss."""
 
 
 @dataclass(frozen=True)
@@ -192,6 +203,8 @@ class StageSettings:
             sp_mode=options.sp_mode,
             pp_chunks=options.pp_chunks,
             zero=options.zero,
+            offload_fraction=options.offload_fraction,
+            float8="emulated" if options.emulate_float8 else "yes" if options.float8 else "no",
         )
 
     @property

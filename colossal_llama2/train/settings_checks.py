@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from colossal_llama2.engine.plugins import check_plugin
 from colossal_llama2.errors import InputError
+from colossal_llama2.train.recomputation import check_recomputation
 from colossal_llama2.train.settings import LoraOptions, ParallelOptions, StageSettings
 
 
@@ -47,6 +48,7 @@ def check_settings(settings: StageSettings) -> None:
         raise InputError("--dataset names no folder", remedy="give at least one prepared corpus")
     if settings.evaluation.eval_interval and not settings.evaluation.eval_dataset:
         raise InputError("--eval_interval without --eval_dataset", remedy="name a set to evaluate on, or leave it out")
+    check_recomputation(settings.model)
     check_plugin(settings.plugin_settings)
     _check_pipeline(data.accumulation_steps, settings.parallel)
     _check_trained(settings)
@@ -59,6 +61,10 @@ def _check_trained(settings: StageSettings) -> None:
         raise InputError(
             "--stop_when_flat ends a stage that trains the embeddings alone, and this one trains more",
             remedy="pass --freeze_non_embeds_params or --train_new_rows_only without --lora_rank, or leave it out",
+        )
+    if settings.plugin_settings.float8 != "no" and (embeddings_only or lora.lora_rank):
+        raise InputError(
+            "--float8 speeds up decoder layers that are trained, and this run trains none", remedy="leave it out"
         )
     if model.train_new_rows_only and settings.optimizer.decay_all_params:
         raise InputError(

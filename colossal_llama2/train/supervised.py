@@ -18,7 +18,7 @@ from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunningState
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
-from colossal_llama2.model.pretrained import choose_attention, recompute_activations
+from colossal_llama2.model.pretrained import choose_attention
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import TOKENIZER_FILES
 from colossal_llama2.tokenizer.loading import load_tokenizer
@@ -30,6 +30,7 @@ from colossal_llama2.train.loop import Run, train
 from colossal_llama2.train.opening import Opened, check_division, open_run
 from colossal_llama2.train.plan import predict_run
 from colossal_llama2.train.profile import profiler_of
+from colossal_llama2.train.recomputation import recompute_as_asked
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.settings import StageSettings
@@ -97,8 +98,7 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     settings, trained = stage.settings, opened.trained
     model = stage.load_model(opened.start.weights_dir)
     undecayed = mark_trained(model, trained, opened.start, settings.optimizer.seed)
-    if settings.model.use_grad_checkpoint:
-        recompute_activations(model)
+    recompute_as_asked(settings, model, None if stage.scores else opened.data.max_length)
     flops = step_flops(model)
     cli.say(f"trained: {trained.name}; {describe_trained(model)}")
     loader = _loader_settings(settings, opened)
