@@ -91,7 +91,7 @@ def _measure(
     shapes = [(settings.rows, heads, settings.tokens, DEPTH) for heads in (HEADS, SHARED, SHARED)]
     inputs = [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    documents = Documents.of(bounds, device)
+    documents = Documents.of(bounds, bounds.to(device))
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     expected = _dense(*inputs, documents).detach()
     for way, attend in WAYS.items():

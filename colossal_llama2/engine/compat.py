@@ -41,6 +41,7 @@ def install() -> None:
         _patch_padded_vocabulary()
         _patch_stages_without_gradients()
         _patch_ddp_inside_3d()
+        _patch_zero_norm()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -206,6 +207,29 @@ def _patch_ddp_inside_3d() -> None:
             super().__init__(*args, **{**kwargs, "use_ddp": False})
 
     plugin.HybridParallelModule = HybridParallelModule
+
+
+def _patch_zero_norm() -> None:
+    """low_level_optim.py:600-640 reads the gradients' norm on the host each step, and the device waits meanwhile.
+
+    `device_norm` keeps it on the device. 3d has a norm of its own, which is a number: that is clipped by as before.
+    Goes when `_compute_grad_norm` returns a tensor.
+    """
+    from colossalai.zero.low_level import low_level_optim
+
+    from colossal_llama2.engine import device_norm
+
+    owner = low_level_optim.LowLevelZeroOptimizer
+    for place, name in ((owner, "_compute_grad_norm"), (low_level_optim, "calculate_global_norm_from_list")):
+        _must_have(place, name)
+    clip = _must_have(owner, "_unscale_and_clip_grads")
+
+    def unscale_and_clip(self: Any, gradients: Any, norm: Any) -> None:
+        (device_norm.clip_by_norm if isinstance(norm, torch.Tensor) else clip)(self, gradients, norm)
+
+    owner._compute_grad_norm = device_norm.group_norm
+    owner._unscale_and_clip_grads = unscale_and_clip
+    low_level_optim.calculate_global_norm_from_list = device_norm.norm_of_norms
 
 
 def _use_cpu_accelerator() -> None:

@@ -9,17 +9,20 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.companions import Companion
+from colossal_llama2.engine.guard import Guard
 from colossal_llama2.engine.heads import CrossEntropies, divided_head, expect_gradient, head_cross_entropies
 from colossal_llama2.engine.heads import defer_head as deferred
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
+from colossal_llama2.engine.named_ranges import HEAD_AND_LOSS, OPTIMIZER
 from colossal_llama2.engine.parallel_loss import whole_logits
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
-from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome
+from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome, UnreadOutcome
 
 BatchType = TypeVar("BatchType")
 
@@ -171,7 +174,8 @@ class Session:
         for index, micro_batch in enumerate(micro_batches):
             with self._accumulating(last=index == len(micro_batches) - 1):
                 output = self.forward(**objective.inputs(micro_batch))
-                loss = objective.loss_sum(output, micro_batch, self.cross_entropies)
+                with record_function(HEAD_AND_LOSS):
+                    loss = objective.loss_sum(output, micro_batch, self.cross_entropies)
                 del output
                 self.backward(loss * weight)
             total += loss.detach()
@@ -237,7 +241,22 @@ class Session:
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""
-        outcome = self._precision.step(self.settings.gradient_clipping)
+        return self._step().read()
+
+    def guarded_step(self, loss: torch.Tensor) -> UnreadOutcome:
+        """Do what `step` does without waiting for it, unless the loss, the same on all ranks, is not finite.
+
+        From the first such loss on no weight changes any more; whoever reads the loss later has to end the run.
+        """
+        optimizer = self.optimizer.unwrap()
+        if optimizer.guard is None:
+            optimizer.guard = Guard(loss.device)
+        optimizer.guard.block_unless_finite(loss)
+        return self._step()
+
+    def _step(self) -> UnreadOutcome:
+        with record_function(OPTIMIZER):
+            outcome = self._precision.step(self.settings.gradient_clipping)
         self.optimizer.zero_grad()
         self.scheduler.step()
         return outcome

@@ -37,20 +37,22 @@ class Documents:
     longest: int
 
     @classmethod
-    def of(cls, bounds: torch.Tensor, device: torch.device) -> Documents:
-        """Read the lengths off bounds, which wait for the device if they lie there, and send the bounds there."""
+    def of(cls, bounds: torch.Tensor, on_device: torch.Tensor) -> Documents:
+        """Read the lengths off bounds (which waits for a device if they lie on one) that lie where they are needed too."""
         lengths = tuple(bounds.diff().tolist())
-        return cls(lengths, bounds.to(device, non_blocking=True), max(lengths))
+        return cls(lengths, on_device, max(lengths))
 
 
 def register() -> None:
-    """Make both functions known to transformers under their names; safe to call again."""
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+    """Make both functions known to transformers under their names; safe to call again.
+
+    Of their masks transformers is told nothing: then it makes none, and does not read the positions on the host to see
+    whether rows are packed, which would wait for the device.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     for name, function in ((NAME, document_attention), (FLASH_NAME, document_flash_attention)):
         ALL_ATTENTION_FUNCTIONS.register(name, function)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(name, _no_mask)
 
 
 def document_attention(
@@ -145,7 +147,7 @@ def document_flash_attention(
 def _documents(kwargs: dict[str, Any], device: torch.device) -> Documents:
     """Return the batch's documents; who calls a model by hand may give their bounds alone, at a price per layer."""
     found = kwargs.get("documents")
-    return found if isinstance(found, Documents) else Documents.of(kwargs["cu_seq_lens_q"], device)
+    return found if isinstance(found, Documents) else Documents.of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_q"].to(device))
 
 
 def _refuse_what_is_not_computed(kwargs: dict[str, Any]) -> None:
@@ -169,7 +171,3 @@ def _causality(length: int, window: int | None, device: torch.device) -> dict[st
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None, :]
     return {"attn_mask": (distance >= 0) & (distance < window)}
-
-
-def _no_mask(*args: Any, **kwargs: Any) -> None:
-    return None

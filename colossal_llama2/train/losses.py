@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from colossal_llama2.engine import ranks
 from colossal_llama2.engine.heads import CrossEntropies, summed
 
 IGNORED = -100
@@ -34,16 +35,30 @@ def next_token_losses(
 
     Args:
         logits: [B, S, V], any floating dtype.
-        labels: [B, S], -100 where nothing is learned; the first position of a row is never predicted.
+        labels: [B, S], -100 where nothing is learned; the first position of a row is never predicted. Where they lie on
+            the host, nothing waits for the device.
         cross_entropies: maps logits [N, V] and targets [N] to their cross-entropies [N], computed in fp32; torch's own,
             unless the vocabulary is divided over ranks.
     """
-    predicted = logits[:, :-1].reshape(-1, logits.shape[-1])
-    wanted = labels[:, 1:].reshape(-1)
-    learned = wanted != IGNORED
+    places, targets = learned_places(labels)
+    if labels.device != logits.device:
+        places, targets = ranks.on_device(places), ranks.on_device(targets)
     # select first: the fp32 copy of the logits is the largest tensor of the step
-    targets = wanted[learned]
-    return NextTokens(*summed(cross_entropies or _of_whole_logits, predicted[learned], targets), targets)
+    predicted = logits.flatten(0, 1).index_select(0, places)
+    return NextTokens(*summed(cross_entropies or _of_whole_logits, predicted, targets), targets)
+
+
+def learned_places(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Find what predicts the learned tokens of labels [B, S].
+
+    How many there are is a shape, for which the host must know the labels: on the device this waits for it.
+
+    Returns:
+        The places [N] in the flattened B * S from which they are predicted, and the tokens [N].
+    """
+    wanted = labels[:, 1:]
+    rows, columns = (wanted != IGNORED).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + columns, wanted[rows, columns]
 
 
 def next_token_loss_sum(

@@ -145,6 +145,9 @@ class OutputOptions:
     divided by the number of ranks."""
     log_interval: int = 10
     """Steps between lines of progress where there is no terminal."""
+    profile: int = 0
+    """Steps to record, after 3 that warm up: a trace of every rank for Perfetto in SAVE_DIR/run/profile, and beside it
+    a table of where the time went; 0 for none."""
     new_rows_interval: int | None = None
     """Steps between reports on the rows that the vocabulary was expanded by: norms, rows never updated, nearest old
     rows, loss on new tokens; 0 for none (default: 50 where --pretrained holds an expansion.json and its rows learn)."""

@@ -25,6 +25,7 @@ def check_settings(settings: StageSettings) -> None:
         "save_interval": (output.save_interval, 0),
         "keep_checkpoints": (output.keep_checkpoints, 0),
         "log_interval": (output.log_interval, 1),
+        "profile": (output.profile, 0),
         "new_rows_interval": (output.new_rows_interval or 0, 0),
         "eval_interval": (settings.evaluation.eval_interval, 0),
         "max_steps": (1 if data.max_steps is None else data.max_steps, 1),

@@ -29,6 +29,7 @@ from colossal_llama2.train.folders import prepare_folders
 from colossal_llama2.train.loop import Run, train
 from colossal_llama2.train.opening import Opened, check_division, open_run
 from colossal_llama2.train.plan import predict_run
+from colossal_llama2.train.profile import profiler_of
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.settings import StageSettings
@@ -67,6 +68,8 @@ def _train_and_save(settings: StageSettings, run: Run, position: Position, opene
             return 0
     finally:
         run.stop.close()
+        if run.profiler is not None:
+            run.profiler.close()
         if run.log is not None:
             run.log.close()
     cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
@@ -137,6 +140,9 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
         new_rows=watches.new_rows,
         flatness=watches.flatness,
         evaluation=_evaluation(stage, session, opened.evaluated, loader),
+        # a stage that may end by its loss ends where it would without: the figures are read at once
+        reads_late=ranks.device().type == "cuda" and watches.flatness is None,
+        profiler=profiler_of(settings, position.step, total_steps),
     )
     return run, position
 
