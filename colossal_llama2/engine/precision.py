@@ -69,11 +69,14 @@ class MasterPrecision:
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def loss_scale(self) -> float:
+        return float(self._mixin.loss_scale) if self._scaled else 1.0
+
     def backward(self, loss: torch.Tensor) -> None:
         self._session.booster.backward(loss, self._session.optimizer)
 
     def step(self, max_norm: float) -> UnreadOutcome:
-        scale = self._mixin.loss_scale if self._scaled else 1.0
+        scale = self.loss_scale()
         self._session.optimizer.step()
         if self._scaled and self._overflowed:
             return UnreadOutcome(grad_norm=math.inf, skipped=True)
@@ -109,6 +112,9 @@ class AutocastPrecision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
+
+    def loss_scale(self) -> float:
+        return float(self._scaler.get_scale())
 
     def backward(self, loss: torch.Tensor) -> None:
         self._session.booster.backward(self._scaler.scale(loss), self._session.optimizer)

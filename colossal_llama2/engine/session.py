@@ -16,7 +16,7 @@ from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.companions import Companion
 from colossal_llama2.engine.float8 import use_float8
 from colossal_llama2.engine.guard import Guard
-from colossal_llama2.engine.heads import CrossEntropies, divided_head, head_cross_entropies
+from colossal_llama2.engine.heads import CrossEntropies, divided_head, expect_gradient, head_cross_entropies
 from colossal_llama2.engine.heads import defer_head as deferred
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
 from colossal_llama2.engine.named_ranges import HEAD_AND_LOSS, OPTIMIZER
@@ -176,6 +176,7 @@ class Session:
         total = torch.zeros((), device=ranks.device())
         if self.settings.pp > 1:
             return self._learn_in_pipeline(micro_batches, objective, weight, total)
+        expect_gradient(self.cross_entropies, weight * self._precision.loss_scale())
         for index, micro_batch in enumerate(micro_batches):
             with self._accumulating(last=index == len(micro_batches) - 1):
                 output = self.forward(**objective.inputs(micro_batch))

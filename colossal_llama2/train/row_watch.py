@@ -113,11 +113,10 @@ class RowWatch:
         self._losses = LossShares(**state["losses"])
 
     def _loss_sum(self, output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
-        losses, targets = next_token_losses(output.logits, batch.labels, cross_entropies)
-        with torch.no_grad():
-            new = (targets >= self.rows.start) & (targets < self.rows.stop)
-            self._new_loss += losses.detach().where(new, 0.0).sum()
-        return losses.sum()
+        found = next_token_losses(output.logits, batch.labels, cross_entropies)
+        new = (found.targets >= self.rows.start) & (found.targets < self.rows.stop)
+        self._new_loss += found.losses.where(new, 0.0).sum()
+        return found.loss_sum
 
     def _report(self) -> Report:
         self.seen.over_ranks()

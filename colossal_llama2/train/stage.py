@@ -15,6 +15,7 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.session import CrossEntropies, Objective, Session
+from colossal_llama2.model.document_attention import Documents
 from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import load_for_training
 from colossal_llama2.train.losses import next_token_loss_sum
@@ -177,10 +178,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
     return {
         "input_ids": ranks.on_device(batch.input_ids),
         "position_ids": ranks.on_device(batch.position_ids),
-        "cu_seq_lens_q": batch.cu_seq_lens,
-        "cu_seq_lens_k": batch.cu_seq_lens,
-        "max_length_q": batch.max_seq_len,
-        "max_length_k": batch.max_seq_len,
+        "documents": Documents.of(batch.cu_seq_lens, ranks.on_device(batch.cu_seq_lens)),
         "use_cache": False,
     }
 
