@@ -116,8 +116,8 @@ def ours(order: dict[str, Any], size: Size, beat: Metronome) -> None:
     ranks.launch(3)
     run, position = supervised.build(stage, opened)
     batches = GlobalBatches(rows_of(order, size), replace(run.batches.settings, length=None))
+    assert run.log is not None
     log = run.log
-    assert log is not None
 
     class Counted:
         """The run's log, and the metronome behind it."""

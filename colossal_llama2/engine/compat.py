@@ -41,7 +41,6 @@ def install() -> None:
         _patch_padded_vocabulary()
         _patch_stages_without_gradients()
         _patch_ddp_inside_3d()
-        _patch_zero_norm()
         _patch_zero_update()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
@@ -210,37 +209,22 @@ def _patch_ddp_inside_3d() -> None:
     plugin.HybridParallelModule = HybridParallelModule
 
 
-def _patch_zero_norm() -> None:
-    """low_level_optim.py:640-715 reads the gradients' norm on the host each step, and the device waits meanwhile.
+def _patch_zero_update() -> None:
+    """low_level_optim.py:297-715 costs more than the arithmetic: a copy of all gradients in fp32, a wait for the device
+    to read their norm, and a way through buffers for ranks that are not there.
 
-    `device_norm` keeps it on the device. 3d has a norm of its own, which is a number: that is clipped by as before.
-    Goes when `_compute_grad_norm` returns a tensor.
+    `streamed_update`, `device_norm` and `lone_rank` come to the same numbers; goes when ColossalAI does without.
     """
     from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer as Zero
 
-    from colossal_llama2.engine import device_norm
-
-    _must_have(Zero, "_compute_grad_norm")
-    clip = _must_have(Zero, "_unscale_and_clip_grads")
-
-    def unscale_and_clip(self: Any, gradients: Any, norm: Any) -> None:
-        (device_norm.clip_by_norm if isinstance(norm, torch.Tensor) else clip)(self, gradients, norm)
-
-    Zero._compute_grad_norm, Zero._unscale_and_clip_grads = device_norm.group_norm, unscale_and_clip
-
-
-def _patch_zero_update() -> None:
-    """low_level_optim.py:527 copies all gradients of a rank to fp32 before it updates the first weight.
-
-    `streamed_update` does so a piece at a time, with the same numbers; goes when ColossalAI does.
-    """
-    from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer
-
+    from colossal_llama2.engine.device_norm import clip_by_norm, group_norm
+    from colossal_llama2.engine.lone_rank import keeping_gradients
     from colossal_llama2.engine.streamed_update import step_in_pieces
 
     for name in ("step", "_compute_grad_norm", "_unscale_and_clip_grads"):
-        _must_have(LowLevelZeroOptimizer, name)
-    LowLevelZeroOptimizer.step = step_in_pieces
+        _must_have(Zero, name)
+    Zero.step, Zero._compute_grad_norm, Zero._unscale_and_clip_grads = step_in_pieces, group_norm, clip_by_norm
+    Zero._add_to_bucket = keeping_gradients(_must_have(Zero, "_add_to_bucket"))
 
 
 def _use_cpu_accelerator() -> None:

@@ -39,8 +39,15 @@ def norm_of_norms(norms: Iterable[Any]) -> Any:
     return total.sqrt() if isinstance(total, torch.Tensor) else math.sqrt(total)
 
 
-def clip_by_norm(optimizer: Any, gradients: Sequence[torch.Tensor], total_norm: torch.Tensor) -> None:
-    """Divide the gradients by the loss scale, and by as much more as their norm is too large; the device decides."""
+def clip_by_norm(optimizer: Any, gradients: Sequence[torch.Tensor], total_norm: torch.Tensor | float) -> None:
+    """Divide the gradients by the loss scale, and by as much more as their norm is too large; the device decides.
+
+    The norm of 3d is its own and a number.
+    """
+    if not gradients:
+        return
+    if not isinstance(total_norm, torch.Tensor):
+        total_norm = torch.full((), total_norm, dtype=torch.float64, device=gradients[0].device)
     mixin, largest = optimizer.mixed_precision_mixin, optimizer._clip_grad_norm
     scale = 1.0 if mixin is None else mixin.get_grad_div_scale()
     guard = getattr(optimizer.optim, "guard", None)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from colossal_llama2.engine.device_norm import norm_of_norms
 
@@ -145,8 +144,8 @@ def _give_to_all(zero: Any, updated: list[tuple[torch.Tensor, torch.Tensor]]) ->
     }
     for master, working in updated:
         group = zero.param_to_pg[working]
-        if dist.get_world_size(group) == 1:  # nobody to send it to: one pass instead of four
-            zero._working_param_to_padded_working_param[working].view(-1).copy_(master.view(-1))
+        if zero.pid_to_bucket_store[id(working)].world_size == 1:  # nobody to send it to: one pass instead of four
+            working.data.copy_(master.view_as(working))
             continue
         part, bucket = master.to(zero._dtype).to(working.device), buckets[group]
         if part.numel() > bucket.max_size:
