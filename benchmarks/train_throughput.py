@@ -255,6 +255,7 @@ def summary(found: dict[str, list[dict[str, Any]]], order: dict[str, Any], resul
             "share_of_measured_matmul": result["flops_a_step"] / wall / result["measured_matmul_flops"],
             "peak_memory_gib": round(max(run["peak_memory"] for run in runs) / 2**30, 3),
             "first_and_last_loss": [runs[0]["losses"][0], runs[0]["losses"][-1]],
+            "waits_for_the_device_in_timed_steps": runs[0].get("waits"),
             "against": variant.against,
             "predicted": variant.predicted,
             "because": variant.because,

@@ -27,7 +27,8 @@ def group_norm(optimizer: Any, dp_pg: Any, gradients: Sequence[torch.Tensor], no
     norms = torch.stack([torch.linalg.vector_norm(gradient.data, dtype=dtype) for gradient in gradients])
     squares = norms.double().square().sum().float()[None]  # fp32 between ranks, as in ColossalAI
     for group in dp_pg if isinstance(dp_pg, tuple) else (dp_pg,):
-        dist.all_reduce(squares, group=group)
+        if dist.get_world_size(group) > 1:
+            dist.all_reduce(squares, group=group)
     return squares[0].double().sqrt()
 
 

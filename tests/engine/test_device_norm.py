@@ -41,15 +41,16 @@ def test_the_norm_is_that_of_all_gradients() -> None:
     norm = norm_of_norms([group_norm(None, None, [part]) for part in parts] + [group_norm(None, None, [])])
     assert isinstance(norm, torch.Tensor)
     assert float(norm) == pytest.approx(by_hand(parts), rel=1e-6)
-    assert norm_of_norms([3.0, 4.0]) == 5.0  # 3d's are numbers
+    assert norm_of_norms([3.0, 4.0]) == 5.0
     assert norm_of_norms([]) == 0.0
 
 
+@pytest.mark.parametrize("as_number", [False, True])  # 3d's norm is one
 @pytest.mark.parametrize(("largest", "scale"), [(1.0, 3.0), (1e6, 3.0), (0.0, 3.0)])
-def test_gradients_are_clipped_as_by_the_host(largest: float, scale: float) -> None:
+def test_gradients_are_clipped_as_by_the_host(largest: float, scale: float, as_number: bool) -> None:
     found, wanted = gradients(scale), gradients(scale)
     norm = by_hand(wanted)
-    clip_by_norm(zero(largest), found, torch.tensor(norm, dtype=torch.float64))
+    clip_by_norm(zero(largest), found, norm if as_number else torch.tensor(norm, dtype=torch.float64))
     clip = (norm + 1e-6) / largest if largest else 0.0
     for own, plain in zip(found, wanted, strict=True):
         assert torch.equal(own, plain * (1.0 / clip) if clip > 1 else plain)
