@@ -170,6 +170,8 @@ def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) 
         initial_scale=INITIAL_LOSS_SCALE,
         max_norm=settings.gradient_clipping,
         cpu_offload=settings.plugin == "zero2_cpu",
+        # each backward pass then ends by waiting for the device; with one rank there is nothing to overlap
+        overlap_communication=dist.get_world_size() > 1,
     )
 
 
