@@ -55,6 +55,7 @@ def register() -> None:
         ALL_ATTENTION_FUNCTIONS.register(name, function)
 
 
+@torch.compiler.disable  # its calls are as many as documents: a compiler would unroll them, anew for every batch
 def document_attention(
     module: nn.Module,
     query: torch.Tensor,
