@@ -84,9 +84,7 @@ def _lengths(kind: str, settings: Settings) -> list[int]:
     return lengths
 
 
-def _measure(
-    lengths: list[int], settings: Settings, dtype: torch.dtype, device: torch.device
-) -> dict[str, float]:
+def _measure(lengths: list[int], settings: Settings, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     torch.manual_seed(0)
     shapes = [(settings.rows, heads, settings.tokens, DEPTH) for heads in (HEADS, SHARED, SHARED)]
     inputs = [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]

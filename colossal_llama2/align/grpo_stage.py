@@ -37,6 +37,7 @@ from colossal_llama2.train.checkpoints import (
 )
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import prepare_folders
+from colossal_llama2.train.kernels import choose_kernels
 from colossal_llama2.train.recomputation import recompute_as_asked
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.stopping import StopRequest
@@ -145,6 +146,7 @@ def _build_actor(settings: GrpoSettings, opened: OpenedGrpo, total_steps: int) -
     )
     undecayed = mark_trained(model, trained, opened.start, options.seed)
     recompute_as_asked(settings, model)
+    choose_kernels(settings, model)
     flops = step_flops(model)
     cli.say(f"trained: {trained.name}; {describe_trained(model)}")
     updates = max(total_steps, 1) * grpo.grpo_epochs * grpo.grpo_minibatches

@@ -32,6 +32,7 @@ from colossal_llama2.tokenizer.folder import with_chat_template
 from colossal_llama2.tokenizer.loading import load_tokenizer
 from colossal_llama2.train.checkpoints import CRITIC, Checkpoints, Position, SavePolicy
 from colossal_llama2.train.flops import peak_flops, step_flops
+from colossal_llama2.train.kernels import choose_kernels
 from colossal_llama2.train.recomputation import recompute_as_asked
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
@@ -125,6 +126,7 @@ def _build_critic(settings: PpoSettings, total_steps: int) -> Session:
 def _boost(settings: PpoSettings, model: nn.Module, rollouts: int, lr: float, undecayed: list[nn.Parameter]) -> Session:
     options, ppo = settings.optimizer, settings.ppo
     recompute_as_asked(settings, model)
+    choose_kernels(settings, model)
     updates = max(rollouts, 1) * ppo.ppo_epochs * ppo.ppo_minibatches
     warmup = default_warmup_steps(updates) if options.warmup_steps is None else options.warmup_steps
     return Session(

@@ -41,6 +41,7 @@ class DeferredHead:
         place: which rows of the vocabulary it holds here.
         autocast: makes the context in which the head is to be computed.
         hooks: makes the context in which a plugin notices that a weight is used; None where none has to.
+        fused: a fused kernel may compute sums.
 
     Attributes:
         upstream: the gradient that a sum is going to get, as far as is known before.
@@ -52,10 +53,11 @@ class DeferredHead:
         place: HeadPlace,
         autocast: Callable[[], AbstractContextManager[Any]],
         hooks: Callable[[], AbstractContextManager[Any]] | None = None,
+        fused: bool = True,
     ) -> None:
         self._head: Any = head
         self._place = place
-        self._autocast, self._hooks = autocast, hooks
+        self._autocast, self._hooks, self._fused = autocast, hooks, fused
         self.upstream = 1.0
         head.forward = _as_it_came  # type: ignore[method-assign]
 
@@ -75,7 +77,8 @@ class DeferredHead:
         with self._autocast():
             hidden, weight = self._as_computed(hidden)
             how = Wanted(upstream=self.upstream, place=self._place)
-            return summed_cross_entropies(hidden, weight, targets, how, fused_kernel(hidden, how))
+            kernel = fused_kernel(hidden, how) if self._fused else None
+            return summed_cross_entropies(hidden, weight, targets, how, kernel)
 
     def _as_computed(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return hidden states and the rows that stand for tokens, as autocast would have them.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 
@@ -16,6 +18,14 @@ class Guard:
 
     def __init__(self, device: torch.device) -> None:
         self.blocked = torch.zeros((), device=device)
+
+    @classmethod
+    def of(cls, optimizer: Any, device: torch.device) -> Guard:
+        """Return the guard of a `FusedAdamW`, which has one from now on."""
+        if optimizer.guard is None:
+            optimizer.guard = cls(device)
+        guard: Guard = optimizer.guard
+        return guard
 
     def block_unless_finite(self, value: torch.Tensor) -> None:
         """Update nothing any more if a scalar is not finite."""

@@ -35,7 +35,7 @@ def divided_head(session: Session) -> Any:
     return head if hasattr(head, "new_num_embeddings") else None
 
 
-def defer_head(session: Session) -> CrossEntropies | None:
+def defer_head(session: Session, fused: bool) -> CrossEntropies | None:
     """Take the head out of the forward pass; return what takes cross-entropies of hidden states, None if it stays."""
     model: Any = boosted_module(session.model)
     # A pipeline's schedule wants the output of its last stage to be what it was made for.
@@ -46,7 +46,7 @@ def defer_head(session: Session) -> CrossEntropies | None:
         from colossalai.tensor.param_op_hook import ColoParamOpHookManager
 
         hooks = partial(ColoParamOpHookManager.use_hooks, *session.model.hooks)
-    return DeferredHead(model.get_output_embeddings(), _place(session), session.autocast, hooks)
+    return DeferredHead(model.get_output_embeddings(), _place(session), session.autocast, hooks, fused)
 
 
 def expect_gradient(cross_entropies: CrossEntropies, gradient: float) -> None:

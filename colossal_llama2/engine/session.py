@@ -238,12 +238,13 @@ class Session:
             return nullcontext()
         return self.booster.no_sync(self.model, self.optimizer)
 
-    def defer_head(self) -> None:
+    def defer_head(self, fused: bool = True) -> None:
         """Never make logits, where the model and the plugin allow it: for a stage that does `cross_entropies` to them.
 
-        What then stands in their place in the model's output is hidden states; see `DeferredHead`.
+        What then stands in their place in the model's output is hidden states; see `DeferredHead`. A fused kernel
+        computes their sum where there is one, unless that is not wanted.
         """
-        self.cross_entropies = deferred(self) or self.cross_entropies
+        self.cross_entropies = deferred(self, fused) or self.cross_entropies
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""
@@ -254,10 +255,7 @@ class Session:
 
         From the first such loss on no weight changes any more; whoever reads the loss later has to end the run.
         """
-        optimizer = self.optimizer.unwrap()
-        if optimizer.guard is None:
-            optimizer.guard = Guard(loss.device)
-        optimizer.guard.block_unless_finite(loss)
+        Guard.of(self.optimizer.unwrap(), loss.device).block_unless_finite(loss)
         return self._step()
 
     def _step(self) -> UnreadOutcome:

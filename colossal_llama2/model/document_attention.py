@@ -55,6 +55,7 @@ def register() -> None:
         ALL_ATTENTION_FUNCTIONS.register(name, function)
 
 
+@torch.compiler.disable  # its calls are as many as documents: a compiler would unroll them, anew for every batch
 def document_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -147,7 +148,11 @@ def document_flash_attention(
 def _documents(kwargs: dict[str, Any], device: torch.device) -> Documents:
     """Return the batch's documents; who calls a model by hand may give their bounds alone, at a price per layer."""
     found = kwargs.get("documents")
-    return found if isinstance(found, Documents) else Documents.of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_q"].to(device))
+    return (
+        found
+        if isinstance(found, Documents)
+        else Documents.of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_q"].to(device))
+    )
 
 
 def _refuse_what_is_not_computed(kwargs: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ FusedKernels = Literal["auto", "off"]
 
 PROVED: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose logits and gradients `benchmarks/liger_kernels.py` has found equal with and without."""
-_KINDS: Final = {"rms_norm": "RMSNorm", "rope": "rotary embedding", "swiglu": "SwiGLU"}
+KINDS: Final = {"rms_norm": "RMSNorm", "rope": "rotary embedding", "swiglu": "SwiGLU"}
+"""What is fused, by the name Liger has for it."""
 
 
 def liger_is_usable() -> bool:
@@ -26,7 +27,7 @@ def liger_is_usable() -> bool:
 
 
 def fuse(model: Any, wanted: FusedKernels, gathers_weights: bool = False) -> str:
-    """Put fused kernels into a model where that is possible, and say which are on, or why none is.
+    """Put fused kernels into a model where that is possible, and say which are on, or why none is; "" without CUDA.
 
     Norms and MLPs of this model alone are changed; the rotary embedding is a function of transformers' module, and so
     is changed for every model of this type in the process.
@@ -40,15 +41,15 @@ def fuse(model: Any, wanted: FusedKernels, gathers_weights: bool = False) -> str
     if wanted == "off":
         return "fused kernels: off"
     if not torch.cuda.is_available():
-        return "fused kernels: none (they are for CUDA, and there is none here)"
+        return ""
     if not liger_is_usable():
         return "fused kernels: none (pip install liger-kernel for RMSNorm, rotary embedding, SwiGLU and the loss)"
     if model.config.model_type not in PROVED:
         return f"fused kernels: none (tried with {', '.join(PROVED)}, and not with {model.config.model_type})"
-    kinds = [kind for kind in _KINDS if not (kind == "rms_norm" and gathers_weights)]
+    kinds = [kind for kind in KINDS if not (kind == "rms_norm" and gathers_weights)]
     put_in(model, kinds)
-    left_out = "" if len(kinds) == len(_KINDS) else " (not RMSNorm: its weight is Gemini's to gather)"
-    return f"fused kernels: {', '.join(_KINDS[kind] for kind in kinds)} by liger-kernel{left_out}"
+    left_out = "" if len(kinds) == len(KINDS) else " (not RMSNorm: its weight is Gemini's to gather)"
+    return f"fused kernels: {', '.join(KINDS[kind] for kind in kinds)} by liger-kernel{left_out}"
 
 
 def put_in(model: Any, kinds: list[str]) -> None:
@@ -58,4 +59,4 @@ def put_in(model: Any, kinds: list[str]) -> None:
     apply: Callable[..., None] = getattr(liger, f"apply_liger_kernel_to_{model.config.model_type}")
     known = inspect.signature(apply).parameters
     losses = {name: False for name in ("cross_entropy", "fused_linear_cross_entropy") if name in known}
-    apply(model=model, **{kind: kind in kinds for kind in _KINDS}, **losses)
+    apply(model=model, **{kind: kind in kinds for kind in KINDS}, **losses)

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision, SequenceMode
+from colossal_llama2.model.fused_kernels import FusedKernels
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class ModelOptions:
     whole plan below the device's memory; the log says how many."""
     use_flash_attn: bool = False
     """Use variable-length FlashAttention where it can run (CUDA, fp16 or bf16); the log says what was taken."""
+    fused_kernels: FusedKernels = "auto"
+    """Liger-Kernel's RMSNorm, rotary embedding, SwiGLU and loss, where it is installed and there is CUDA (auto)."""
+    compile: bool = False
+    """Compile every decoder layer: fewer passes over memory, minutes at the start. Not with Gemini."""
 
 
 @dataclass(frozen=True)

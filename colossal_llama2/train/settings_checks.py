@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from colossal_llama2.engine.plugins import check_plugin
 from colossal_llama2.errors import InputError
+from colossal_llama2.model.compiled_layers import check_compile
 from colossal_llama2.train.recomputation import check_recomputation
 from colossal_llama2.train.settings import LoraOptions, ParallelOptions, StageSettings
 
@@ -50,6 +51,8 @@ def check_settings(settings: StageSettings) -> None:
         raise InputError("--eval_interval without --eval_dataset", remedy="name a set to evaluate on, or leave it out")
     check_recomputation(settings.model)
     check_plugin(settings.plugin_settings)
+    if settings.model.compile:
+        check_compile(settings.parallel.plugin)
     _check_pipeline(data.accumulation_steps, settings.parallel)
     _check_trained(settings)
 

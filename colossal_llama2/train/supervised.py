@@ -26,6 +26,7 @@ from colossal_llama2.train.checkpoints import MODELING, Checkpoints, Position, S
 from colossal_llama2.train.evaluation import Evaluation
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import prepare_folders
+from colossal_llama2.train.kernels import choose_kernels
 from colossal_llama2.train.loop import Run, train
 from colossal_llama2.train.opening import Opened, check_division, open_run
 from colossal_llama2.train.plan import predict_run
@@ -99,6 +100,7 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     model = stage.load_model(opened.start.weights_dir)
     undecayed = mark_trained(model, trained, opened.start, settings.optimizer.seed)
     recompute_as_asked(settings, model, None if stage.scores else opened.data.max_length)
+    choose_kernels(settings, model)
     flops = step_flops(model)
     cli.say(f"trained: {trained.name}; {describe_trained(model)}")
     loader = _loader_settings(settings, opened)
@@ -106,7 +108,7 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     total_steps = _total_steps(settings, batches, opened.state)
     session = _boost(settings, model, total_steps, undecayed)
     if stage.defers_head:
-        session.defer_head()
+        session.defer_head(settings.model.fused_kernels == "auto")
     if trained.new_rows is not None:
         check_base_rows_kept(session.model.unwrap())
     if trained.lora is not None:
