@@ -50,6 +50,7 @@ def test_the_table_adds_up() -> None:
     assert [line.split() for line in table[1:]] == [["matmul", "15.00", "75.0%"], ["attention", "5.00", "25.0%"]]
 
 
+@pytest.mark.long
 def test_a_run_leaves_a_trace_and_a_table(train_on: Callable[..., Any], tmp_path: Path) -> None:
     run = train_on(1, tmp_path / "out", "--mixed_precision", "bf16", "--max_steps", 6, "--profile", 2)
     assert run.code == 0, run.output
