@@ -251,10 +251,7 @@ class Session:
         return self._step().read()
 
     def guarded_step(self, loss: torch.Tensor) -> UnreadOutcome:
-        """Do what `step` does without waiting for it, unless the loss, the same on all ranks, is not finite.
-
-        From the first such loss on no weight changes any more; whoever reads the loss later has to end the run.
-        """
+        """Do what `step` does without waiting for it; from a loss on that is not finite no weight changes any more."""
         Guard.of(self.optimizer.unwrap(), loss.device).block_unless_finite(loss)
         return self._step()
 

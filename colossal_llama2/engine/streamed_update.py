@@ -8,11 +8,13 @@ let go of on its own, and the numbers that come out are the same to the last bit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
+from colossal_llama2.engine import ranks
 from colossal_llama2.engine.device_norm import norm_of_norms
 
 # Elements: 256 MiB in fp32. Smaller pieces save little beside the largest parameter, which is a piece of its own.
@@ -33,13 +35,15 @@ def step_in_pieces(self: Any, closure: None = None) -> None:
         return
     learning = [_with_gradients(self, group) for group in range(self.num_param_groups)]
     self._current_grad_norm = _global_norm(self)
-    factor = torch.ones((), dtype=torch.float64)  # a probe: fp16's loss scale may be asked for once a step
+    # a probe: fp16's loss scale may be asked for once a step; it stays on the device, where the norm is
+    factor = torch.ones((), dtype=torch.float64, device=ranks.device())
     self._unscale_and_clip_grads([factor], self._current_grad_norm)
+    factor_on = cache(factor.to)
     for group in self.optim.param_groups:
         group["params"] = []
     for number, found in enumerate(learning):
         for piece in _pieces(found):
-            _update(self, number, piece, float(factor))
+            _update(self, number, piece, factor_on)
     for number in range(self.num_param_groups):
         self.optim.param_groups[number]["params"] = self._master_param_groups_of_current_rank[number]
     _give_to_all(self, [(master, working) for found in learning for master, working, _ in found])
@@ -120,13 +124,13 @@ def _pieces(found: list[_Learning]) -> Iterator[list[_Learning]]:
         yield piece
 
 
-def _update(zero: Any, number: int, piece: list[_Learning], factor: float) -> None:
-    """Update one piece with its gradients times a factor; their fp32 copies are gone afterwards.
+def _update(zero: Any, number: int, piece: list[_Learning], factor_on: Callable[[torch.device], torch.Tensor]) -> None:
+    """Update one piece with its gradients times a factor, given for a device; their fp32 copies are gone afterwards.
 
     To a master in host memory a gradient travels in half precision: half of the bytes, the same numbers.
     """
     for master, _, gradient in piece:
-        master.grad = gradient.to(master.device).to(master.dtype).mul_(factor)
+        master.grad = gradient.to(master.device).to(master.dtype).mul_(factor_on(master.device))
     zero.optim.param_groups[number]["params"] = [master for master, _, _ in piece]
     zero.optim.step()
     for master, _, _ in piece:

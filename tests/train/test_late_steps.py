@@ -185,6 +185,6 @@ def test_a_step_reads_the_device_once(
     flags = ["--plugin", plugin, "--mixed_precision", "bf16", "--save_interval", 0]
     train_late("out", lambda run: replace(late(run), profiler=Counted()), *flags)
     assert steps == list(range(1, STEPS + 1))
-    on_host = {"document_attention", "learned_places"}
+    on_host = {"of", "learned_places"}  # `Documents.of`
     found = {name: count for name, count in reads.places.items() if name not in on_host}
     assert found == {"read": STEPS - 2}
