@@ -48,7 +48,7 @@ def main(settings: Settings) -> int:
         "torch, a loop": lambda given: torch.optim.AdamW(given, foreach=False),
         "torch, foreach": lambda given: torch.optim.AdamW(given, foreach=True),
         "torch, fused": lambda given: torch.optim.AdamW(given, fused=True),
-        "this project": lambda given: FusedAdamW(given),
+        "this project": FusedAdamW,
     }
     steps = {name: make(_parameters(settings, device)).step for name, make in forms.items()}
     draw, seconds = random.Random(0), {name: list[float]() for name in forms}

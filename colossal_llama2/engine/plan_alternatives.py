@@ -76,11 +76,15 @@ def _some_layers(shape: ModelShape, request: PlanRequest, room: Room) -> MemoryP
     """Recompute the fewest layers that leave room for a micro-batch that is just enough; None where that is all."""
     rows = -(-ENOUGH_TOKENS // request.training.max_length)
     training = replace(request.training, use_grad_checkpoint=False, micro_batch_size=rows)
-    for layers in range(1, shape.layers):
+    found, least, most = None, 1, shape.layers - 1
+    while least <= most:
+        layers = (least + most) // 2
         plan = predict(shape, replace(request, training=replace(training, checkpoint_layers=layers)))
         if room.holds(plan):
-            return plan
-    return None
+            found, most = plan, layers - 1
+        else:
+            least = layers + 1
+    return found
 
 
 def _is_enough(plan: MemoryPlan) -> bool:
