@@ -9,7 +9,8 @@ kernels. The interpreter runs the kernels' arithmetic, not their machine code: w
 formulas and the places of the numbers are right, and nothing of speed, nor of what a compiler makes of them. Triton
 3.9.0's interpreter leaves arguments that are Python floats as they are, where the compiler makes them scalars of fp32,
 and RMSNorm's kernel then asks a float for `.to`: here they are made the same scalars first. And it has no CUDA device
-library, so that its rsqrt stands for that library's.
+library, so that its rsqrt stands for that library's. Sums of two numbers in bf16 it gets wrong (numpy has no such
+type), and the rotary embedding's kernel makes some: there models are compared in fp16, on CUDA in bf16.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from colossal_llama2.model.document_attention import Documents
 from colossal_llama2.model.fused_kernels import KINDS, PROVED, put_in
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference allowed, as a share of the largest number compared with."""
 
 
@@ -56,12 +57,12 @@ def main(settings: Settings) -> None:
     for dtype, tolerance in TOLERANCES.items():
         name = str(dtype).removeprefix("torch.")
         found[f"loss, {name}"] = _compare_losses(dtype, device)
-        for model_type in PROVED:
+        for model_type in () if _INTERPRETED and dtype == torch.bfloat16 else PROVED:
             found[f"{model_type}, {name}"] = _compare_models(model_type, dtype, device)
         for what, shares in found.items():
             if what.endswith(name):
                 cli.say(f"{what}: " + ", ".join(f"{part} {share:.1e}" for part, share in shares.items()))
-                if max(shares.values()) > tolerance:
+                if not all(share <= tolerance for share in shares.values()):  # nor NaN
                     raise SystemExit(f"{what}: differs by more than {tolerance}")
     content = {
         "machine": describe_machine(),
@@ -89,7 +90,7 @@ def _complete_the_interpreter() -> None:
         return tl.tensor(handle, tl.float32)
 
     interpreter._implicit_cvt = convert
-    rms_norm.rsqrt = tl.rsqrt
+    rms_norm.rsqrt = lambda x: tl.rsqrt(x)  # looked up when it is called: the interpreter swaps it meanwhile
 
 
 def _compare_losses(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
