@@ -74,8 +74,7 @@ def main(settings: Settings) -> None:
             command = [sys.executable, __file__, f"--only={way}", *flags]
             results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     best = {
-        way: {name: min(result[name] for result in results) for name in results[0]}
-        for way, results in found.items()
+        way: {name: min(result[name] for result in results) for name in results[0]} for way, results in found.items()
     }
     content: dict[str, Any] = {
         "machine": describe_machine(),

@@ -90,7 +90,11 @@ def _complete_the_interpreter() -> None:
         return tl.tensor(handle, tl.float32)
 
     interpreter._implicit_cvt = convert
-    rms_norm.rsqrt = lambda x: tl.rsqrt(x)  # looked up when it is called: the interpreter swaps it meanwhile
+
+    def rsqrt(value: Any) -> Any:
+        return tl.rsqrt(value)  # looked up only now: the interpreter puts its own there while a kernel runs
+
+    rms_norm.rsqrt = rsqrt
 
 
 def _compare_losses(dtype: torch.dtype, device: torch.device) -> dict[str, float]:

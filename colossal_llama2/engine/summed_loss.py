@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from colossal_llama2.engine.chunked_loss import (
     MOST_LOGITS_BYTES,
+    WHOLE,
     HeadPlace,
     add_product,
     exact,
@@ -58,7 +59,7 @@ class Wanted:
     of_hidden: bool = False
     of_weight: bool = False
     upstream: float = 1.0
-    place: HeadPlace = HeadPlace()
+    place: HeadPlace = WHOLE
     most_bytes: int = MOST_LOGITS_BYTES
 
 
@@ -69,7 +70,7 @@ def summed_cross_entropies(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    how: Wanted = Wanted(),  # noqa: B008 (frozen)
+    how: Wanted = Wanted(),
     kernel: Kernel | None = None,
 ) -> Summed:
     """Take the sum of the cross-entropies of ``hidden @ weight.T``, some hundred tokens at a time.
@@ -96,9 +97,7 @@ def summed_cross_entropies(
     return Summed(*_Summed.apply(hidden, weight, targets, wanted, kernel or losses_and_gradients))
 
 
-def losses_and_gradients(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wanted: Wanted
-) -> Computed:
+def losses_and_gradients(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, wanted: Wanted) -> Computed:
     """Compute in plain torch what `Computed` says; under tensor parallelism a rank's part of `of_hidden`'s sum."""
     precise = exact(hidden[:0]).dtype
     losses = hidden.new_empty(len(hidden), dtype=precise)

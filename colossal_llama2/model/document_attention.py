@@ -38,7 +38,7 @@ class Documents:
 
     @classmethod
     def of(cls, bounds: torch.Tensor, on_device: torch.Tensor) -> Documents:
-        """Read the lengths off bounds (which waits for a device if they lie on one) that lie where they are needed too."""
+        """Read the lengths off bounds, which waits for a device if they lie on one, and keep the bounds on it."""
         lengths = tuple(bounds.diff().tolist())
         return cls(lengths, on_device, max(lengths))
 
@@ -148,7 +148,11 @@ def document_flash_attention(
 def _documents(kwargs: dict[str, Any], device: torch.device) -> Documents:
     """Return the batch's documents; who calls a model by hand may give their bounds alone, at a price per layer."""
     found = kwargs.get("documents")
-    return found if isinstance(found, Documents) else Documents.of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_q"].to(device))
+    return (
+        found
+        if isinstance(found, Documents)
+        else Documents.of(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_q"].to(device))
+    )
 
 
 def _refuse_what_is_not_computed(kwargs: dict[str, Any]) -> None:

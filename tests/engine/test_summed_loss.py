@@ -1,4 +1,4 @@
-"""The sum of cross-entropies whose gradients are taken in the forward pass equals the plain one, whatever it is used for."""
+"""The sum of cross-entropies whose gradients are taken in the forward pass equals the plain one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def test_fp16_keeps_small_gradients_at_the_scale_that_the_sum_will_get() -> None
         assert head.grad is not None
         learned[upstream] = head.grad[1:, 0]
     assert not learned[1.0].any()
-    torch.testing.assert_close(learned[65536.0].double(), torch.full((2,), 65536.0 * 2.0612e-9).double(), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(
+        learned[65536.0].double(), torch.full((2,), 65536.0 * 2.0612e-9).double(), rtol=1e-3, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("frozen", ["weight", "hidden"])

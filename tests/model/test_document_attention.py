@@ -183,9 +183,7 @@ def test_bf16_is_as_near_as_its_eight_bits_let_it(kv_heads: int, groups: int, wi
     inputs = [torch.randn(shape).to(torch.bfloat16).requires_grad_() for shape in shapes]
     cut = torch.tensor(bounds, dtype=torch.int32)
     documents = da.Documents.of(cut, cut)
-    ours, _ = da.document_attention(
-        nn.Module(), *inputs, None, documents=documents, scaling=0.3, sliding_window=window
-    )
+    ours, _ = da.document_attention(nn.Module(), *inputs, None, documents=documents, scaling=0.3, sliding_window=window)
     theirs = dense(*inputs, bounds, window)
     torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2)
     upstream = torch.randn_like(theirs)
