@@ -130,7 +130,7 @@ def _tiny(model_type: str) -> Any:
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
@@ -141,9 +141,9 @@ def _tiny(model_type: str) -> Any:
 def _logits_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     device = model.device
-    ids = torch.randint(64, (1, 20), generator=generator).to(device)
-    bounds = torch.tensor([0, 7, 20], dtype=torch.int32)
-    positions = torch.cat([torch.arange(7), torch.arange(13)])[None].to(device)
+    ids = torch.randint(64, (1, 11), generator=generator).to(device)
+    bounds = torch.tensor([0, 4, 11], dtype=torch.int32)
+    positions = torch.cat([torch.arange(4), torch.arange(7)])[None].to(device)
     documents = Documents.of(bounds, bounds.to(device))
     logits = model(ids, position_ids=positions, documents=documents, use_cache=False).logits.float()
     factors = torch.randn(logits.shape, generator=generator).to(device)
