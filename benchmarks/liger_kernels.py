@@ -9,7 +9,8 @@ kernels. The interpreter runs the kernels' arithmetic, not their machine code: w
 formulas and the places of the numbers are right, and nothing of speed, nor of what a compiler makes of them. Triton
 3.9.0's interpreter leaves arguments that are Python floats as they are, where the compiler makes them scalars of fp32,
 and RMSNorm's kernel then asks a float for `.to`: here they are made the same scalars first. And it has no CUDA device
-library, so that its rsqrt stands for that library's.
+library, so that its rsqrt stands for that library's. Sums of two numbers in bf16 it gets wrong (numpy has no such
+type), and the rotary embedding's kernel makes some: there models are compared in fp16, on CUDA in bf16.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from colossal_llama2.model.document_attention import Documents
 from colossal_llama2.model.fused_kernels import KINDS, PROVED, put_in
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference allowed, as a share of the largest number compared with."""
 
 
@@ -56,12 +57,12 @@ def main(settings: Settings) -> None:
     for dtype, tolerance in TOLERANCES.items():
         name = str(dtype).removeprefix("torch.")
         found[f"loss, {name}"] = _compare_losses(dtype, device)
-        for model_type in PROVED:
+        for model_type in () if _INTERPRETED and dtype == torch.bfloat16 else PROVED:
             found[f"{model_type}, {name}"] = _compare_models(model_type, dtype, device)
         for what, shares in found.items():
             if what.endswith(name):
                 cli.say(f"{what}: " + ", ".join(f"{part} {share:.1e}" for part, share in shares.items()))
-                if max(shares.values()) > tolerance:
+                if not all(share <= tolerance for share in shares.values()):  # nor NaN
                     raise SystemExit(f"{what}: differs by more than {tolerance}")
     content = {
         "machine": describe_machine(),
@@ -89,7 +90,11 @@ def _complete_the_interpreter() -> None:
         return tl.tensor(handle, tl.float32)
 
     interpreter._implicit_cvt = convert
-    rms_norm.rsqrt = tl.rsqrt
+
+    def rsqrt(value: Any) -> Any:
+        return tl.rsqrt(value)  # looked up only now: the interpreter puts its own there while a kernel runs
+
+    rms_norm.rsqrt = rsqrt
 
 
 def _compare_losses(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
@@ -125,7 +130,7 @@ def _tiny(model_type: str) -> Any:
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
@@ -136,9 +141,9 @@ def _tiny(model_type: str) -> Any:
 def _logits_and_gradients(model: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
     device = model.device
-    ids = torch.randint(64, (1, 20), generator=generator).to(device)
-    bounds = torch.tensor([0, 7, 20], dtype=torch.int32)
-    positions = torch.cat([torch.arange(7), torch.arange(13)])[None].to(device)
+    ids = torch.randint(64, (1, 11), generator=generator).to(device)
+    bounds = torch.tensor([0, 4, 11], dtype=torch.int32)
+    positions = torch.cat([torch.arange(4), torch.arange(7)])[None].to(device)
     documents = Documents.of(bounds, bounds.to(device))
     logits = model(ids, position_ids=positions, documents=documents, use_cache=False).logits.float()
     factors = torch.randn(logits.shape, generator=generator).to(device)

@@ -24,11 +24,14 @@ class HeadPlace(NamedTuple):
     group: Any = None
 
 
+WHOLE = HeadPlace()
+
+
 def linear_cross_entropies(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    place: HeadPlace = HeadPlace(),  # noqa: B008 (a named tuple does not change)
+    place: HeadPlace = WHOLE,
     most_bytes: int = MOST_LOGITS_BYTES,
 ) -> torch.Tensor:
     """Take the cross-entropy of ``hidden @ weight.T`` for every token, some hundred tokens at a time.

@@ -76,7 +76,7 @@ class DeferredHead:
             return Summed(losses.sum(), losses.detach())
         with self._autocast():
             hidden, weight = self._as_computed(hidden)
-            how = Wanted(upstream=self.upstream, place=self._place)
+            how = Wanted(upstream=self.upstream, place=self._place, most_bytes=MOST_LOGITS_BYTES)
             kernel = fused_kernel(hidden, how) if self._fused else None
             return summed_cross_entropies(hidden, weight, targets, how, kernel)
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from colossal_llama2.engine.chunked_loss import (
     MOST_LOGITS_BYTES,
+    WHOLE,
     HeadPlace,
     add_product,
     exact,
@@ -58,7 +59,7 @@ class Wanted:
     of_hidden: bool = False
     of_weight: bool = False
     upstream: float = 1.0
-    place: HeadPlace = HeadPlace()
+    place: HeadPlace = WHOLE
     most_bytes: int = MOST_LOGITS_BYTES
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -29,17 +33,35 @@ def check_compile(plugin: str, backend: str = "inductor") -> None:
 def compile_layers(model: Any, backend: str = "inductor") -> int:
     """Have every decoder layer compiled when it is first run; return how many.
 
-    A layer stays the module it is, under the names it has: what saves or divides weights sees no difference. What
-    recomputes activations stands around the compiled layer. Attention by document is no part of it on a CPU, so that a
-    layer is two graphs there; all layers of a model share them.
+    What is compiled is what the layer does, not the layer: it stays the module it is, under the names it has, with the
+    hooks that plugins put on it outside. Recomputation of activations stands outside as well. transformers would put it
+    inside, where the break that attention by document makes in the graph has torch give up on the whole layer. On a CPU
+    a layer is two graphs therefore, before attention and after it; layers of one kind share them.
 
     Args:
-        model: a transformers model; a plugin may still take it, or have done so.
+        model: a transformers model whose layers no plugin has divided or hooked into yet.
         backend: of `torch.compile`.
+
+    Raises:
+        InputError: the model has no such layers.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise InputError(f"--compile: {type(model).__name__} has no decoder layers of their own", remedy="leave it out")
+    compiled: dict[type, Callable[..., Any]] = {}
     for layer in layers:
-        layer.compile(backend=backend)
+        kind = type(layer)
+        # transformers wraps what a layer does in what recomputes it, and keeps the former there
+        plain: Callable[..., Any] = inspect.unwrap(kind.forward)
+        layer.forward = MethodType(_run_layer, layer)
+        layer.compiled_forward = compiled.setdefault(kind, torch.compile(plain, backend=backend))
     return len(layers)
+
+
+def _run_layer(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    forward = partial(layer.compiled_forward, layer, **kwargs)
+    if layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(forward, *args)
+    return forward(*args)

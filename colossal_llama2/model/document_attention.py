@@ -38,7 +38,7 @@ class Documents:
 
     @classmethod
     def of(cls, bounds: torch.Tensor, on_device: torch.Tensor) -> Documents:
-        """Read the lengths off bounds (which waits for a device if they lie on one) that lie where they are needed too."""
+        """Read the lengths off bounds, which waits for a device if they lie on one, and keep the bounds on it."""
         lengths = tuple(bounds.diff().tolist())
         return cls(lengths, on_device, max(lengths))
 

@@ -1,6 +1,6 @@
 """Fused RMSNorm, rotary embedding and SwiGLU of Liger-Kernel, where it is installed and there is CUDA.
 
-Each does in one Triton kernel what torch does in several, and keeps less for the backward pass. Nothing has to be built.
+Each does in one Triton kernel what torch does in several, and keeps less for the backward pass. Nothing is to be built.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sum of cross-entropies whose gradients are taken in the forward pass equals the plain one, whatever it is used for."""
+"""The sum of cross-entropies whose gradients are taken in the forward pass equals the plain one."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from colossal_llama2.model.document_attention import Documents
 
 @pytest.fixture(autouse=True)
 def forget_compiled() -> Iterator[None]:
-    """Leave nothing compiled to other tests."""
+    """Begin with nothing compiled, and leave nothing compiled to other tests."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -67,7 +69,7 @@ def test_compiled_layers_learn_the_same_and_are_not_compiled_for_every_batch(rec
         for name, gradient in wanted.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
     assert graphs[0] > 0, "nothing was compiled"
-    assert graphs[-1] == graphs[1], "other documents made other graphs"
+    assert graphs[-1] == graphs[1] <= 2 * graphs[0], "other documents made other graphs"
 
 
 @pytest.mark.parametrize("plugin", ["gemini", "gemini_auto"])

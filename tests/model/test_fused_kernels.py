@@ -1,4 +1,4 @@
-"""What `--fused_kernels` says and leaves alone where nothing can be fused; the kernels' numbers: benchmarks/liger_kernels.py."""
+"""What `--fused_kernels` says and leaves alone; the kernels' numbers are compared in benchmarks/liger_kernels.py."""
 
 from __future__ import annotations
 
