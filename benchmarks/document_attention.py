@@ -87,18 +87,18 @@ def _lengths(kind: str, settings: Settings) -> list[int]:
 def _measure(lengths: list[int], settings: Settings, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     torch.manual_seed(0)
     shapes = [(settings.rows, heads, settings.tokens, DEPTH) for heads in (HEADS, SHARED, SHARED)]
-    inputs = [torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes]
+    q, k, v = (torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes)
     bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
     documents = Documents.of(bounds, bounds.to(device))
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    expected = _dense(*inputs, documents).detach()
+    expected = _dense(q, k, v, documents).detach()
     for attend in WAYS.values():
-        torch.testing.assert_close(attend(*inputs, documents), expected, rtol=5e-2, atol=5e-2)
+        torch.testing.assert_close(attend(q, k, v, documents), expected, rtol=5e-2, atol=5e-2)
     for _ in range(settings.repeats):
         for way, attend in WAYS.items():
             began = time.process_time()
-            output = attend(*inputs, documents)
-            torch.autograd.grad(output, inputs, torch.ones_like(output))
+            output = attend(q, k, v, documents)
+            torch.autograd.grad(output, (q, k, v), torch.ones_like(output))
             if device.type == "cuda":
                 torch.cuda.synchronize()
             times[way].append((time.process_time() - began) * 1e3)

@@ -33,7 +33,7 @@ from colossal_llama2.engine.liger_loss import liger_losses_and_gradients
 from colossal_llama2.engine.summed_loss import Wanted, losses_and_gradients
 from colossal_llama2.model import document_attention
 from colossal_llama2.model.document_attention import Documents
-from colossal_llama2.model.fused_kernels import KINDS, PROVED, put_in
+from colossal_llama2.model.fused_kernels import KINDS, PROVED, ROTARY, put_in
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -112,9 +112,14 @@ def _compare_losses(dtype: torch.dtype, device: torch.device) -> dict[str, float
 def _compare_models(model_type: str, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
     plain, plain_gradients = _logits_and_gradients(_tiny(model_type).to(device, dtype))
     fused_model = _tiny(model_type).to(device, dtype)
+    module = sys.modules[type(fused_model).__module__]
+    rotate = getattr(module, ROTARY)
     put_in(fused_model, list(KINDS))
+    assert getattr(module, ROTARY) is not rotate
     assert "forward" in vars(fused_model.model.norm), "nothing was put in"
+    assert "forward" not in vars(_tiny(model_type).model.norm)
     fused, fused_gradients = _logits_and_gradients(fused_model)
+    setattr(module, ROTARY, rotate)  # or the next plain model would not be plain
     assert plain_gradients.keys() == fused_gradients.keys()
     of_weights = (_share(fused_gradients[name], value) for name, value in plain_gradients.items())
     return {"logits": _share(fused, plain), "gradients": max(of_weights)}

@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from colossal_llama2.errors import InputError
+
+_TRIED: Final = ("zero2", "zero2_cpu")  # whose forward and backward passes are the same
 
 
 def check_compile(plugin: str, backend: str = "inductor") -> None:
@@ -24,7 +26,11 @@ def check_compile(plugin: str, backend: str = "inductor") -> None:
         raise InputError(
             f"--compile with --plugin {plugin}: Gemini brings weights in when one of torch's functions is called with "
             "them, and compiled layers call none",
-            remedy="leave out --compile, or pass --plugin zero2, ddp or 3d",
+            remedy="leave out --compile, or pass --plugin zero2",
+        )
+    if plugin not in _TRIED:
+        raise InputError(
+            f"--compile with --plugin {plugin}: not tried yet", remedy="leave out --compile, or pass --plugin zero2"
         )
     if backend == "inductor" and not torch.cuda.is_available() and not (shutil.which("g++") or shutil.which("clang++")):
         raise InputError("--compile needs a C++ compiler on a CPU, and finds none", remedy="install g++")

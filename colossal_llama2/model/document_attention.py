@@ -93,7 +93,9 @@ def document_attention(
     attended = []
     for q, k, v in documents:  # each [length of the document, heads, D]
         output = F.scaled_dot_product_attention(
-            *(tensor.transpose(0, 1)[None] for tensor in (q, k, v)),
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
             dropout_p=kwargs.get("dropout") or 0.0,
             scale=kwargs.get("scaling"),
             enable_gqa=shared,

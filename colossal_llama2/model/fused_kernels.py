@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
@@ -18,6 +19,9 @@ PROVED: Final = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose logits and gradients `benchmarks/liger_kernels.py` has found equal with and without."""
 KINDS: Final = {"rms_norm": "RMSNorm", "rope": "rotary embedding", "swiglu": "SwiGLU"}
 """What is fused, by the name Liger has for it."""
+
+ROTARY: Final = "apply_rotary_pos_emb"
+"""The function of a model type's module that rotates; attention calls it by name, so there is one for all models."""
 
 
 def liger_is_usable() -> bool:
@@ -59,4 +63,10 @@ def put_in(model: Any, kinds: list[str]) -> None:
     apply: Callable[..., None] = getattr(liger, f"apply_liger_kernel_to_{model.config.model_type}")
     known = inspect.signature(apply).parameters
     losses = {name: False for name in ("cross_entropy", "fused_linear_cross_entropy") if name in known}
+    module = sys.modules[type(model).__module__]
+    stock = dict(vars(module))
     apply(model=model, **{kind: kind in kinds for kind in KINDS}, **losses)
+    # Liger also swaps the classes for models that are made later, which may have to run where its kernels cannot.
+    for name, value in stock.items():
+        if name != ROTARY:
+            setattr(module, name, value)

@@ -78,6 +78,12 @@ def test_a_plugin_that_must_see_weights_is_refused(plugin: str) -> None:
         check_compile(plugin)
 
 
+@pytest.mark.parametrize("plugin", ["ddp", "3d"])
+def test_a_plugin_that_was_not_tried_is_refused(plugin: str) -> None:
+    with pytest.raises(InputError, match="not tried yet"):
+        check_compile(plugin)
+
+
 def test_a_machine_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("shutil.which", lambda name: None)

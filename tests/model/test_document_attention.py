@@ -180,15 +180,15 @@ def test_bf16_is_as_near_as_its_eight_bits_let_it(kv_heads: int, groups: int, wi
     torch.manual_seed(0)
     bounds = [0, 3, 20, 21, 48, 96]
     shapes = [(2, heads, 48, 16) for heads in (kv_heads * groups, kv_heads, kv_heads)]
-    inputs = [torch.randn(shape).to(torch.bfloat16).requires_grad_() for shape in shapes]
+    q, k, v = (torch.randn(shape).to(torch.bfloat16).requires_grad_() for shape in shapes)
     cut = torch.tensor(bounds, dtype=torch.int32)
     documents = da.Documents.of(cut, cut)
-    ours, _ = da.document_attention(nn.Module(), *inputs, None, documents=documents, scaling=0.3, sliding_window=window)
-    theirs = dense(*inputs, bounds, window)
+    ours, _ = da.document_attention(nn.Module(), q, k, v, None, documents=documents, scaling=0.3, sliding_window=window)
+    theirs = dense(q, k, v, bounds, window)
     torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2)
     upstream = torch.randn_like(theirs)
-    ours_gradients = torch.autograd.grad((ours.double() * upstream).sum(), inputs)
-    their_gradients = torch.autograd.grad((theirs * upstream).sum(), inputs)
+    ours_gradients = torch.autograd.grad((ours.double() * upstream).sum(), (q, k, v))
+    their_gradients = torch.autograd.grad((theirs * upstream).sum(), (q, k, v))
     for a, b in zip(ours_gradients, their_gradients, strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=5e-2, atol=5e-2)
 
