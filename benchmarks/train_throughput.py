@@ -121,6 +121,9 @@ def _put_model(folder: Path, config: dict[str, Any], cuda: bool) -> None:
     with torch.device("cuda" if cuda else "cpu"):
         model = LlamaForCausalLM(LlamaConfig(**config, bos_token_id=1, eos_token_id=2))
     (model.to(torch.bfloat16) if cuda else model).save_pretrained(folder)
+    del model
+    if cuda:
+        torch.cuda.empty_cache()  # the contenders are other processes, and need all of the card
 
 
 def opening(settings: ThroughputSettings, order: dict[str, Any]) -> dict[str, Any]:
@@ -138,6 +141,9 @@ def opening(settings: ThroughputSettings, order: dict[str, Any]) -> dict[str, An
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(order["model_dir"]))
     flops = step_flops(model).of(order["rows"] * order["length"], [order["length"]] * order["rows"])
     peak, source = peak_flops(device, dtype)
+    fastest = measured_peak(device, dtype)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     titan = importlib.util.find_spec("torchtitan") is not None
     return {
         "machine": describe_machine(),
@@ -147,7 +153,7 @@ def opening(settings: ThroughputSettings, order: dict[str, Any]) -> dict[str, An
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "tokens_a_step": order["rows"] * order["length"],
         "flops_a_step": flops,
-        "measured_matmul_flops": measured_peak(device, dtype),
+        "measured_matmul_flops": fastest,
         "peak_flops": peak,
         "peak_source": source,
         "torchtitan": "importable, and has no contender here" if titan else "not importable, not compared",

@@ -85,9 +85,14 @@ def document_attention(
     batch, heads, length, depth = query.shape
     # A CPU's kernel shares keys among heads; CUDA's for fp32 does not, and torch would fall back to whole matrices.
     shared = key.shape[1] != heads and query.device.type == "cpu"
-    if not shared:
+    if not shared and key.shape[1] != heads:
         key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
     lengths = _documents(kwargs, query.device).lengths
+    how = {"dropout_p": kwargs.get("dropout") or 0.0, "scale": kwargs.get("scaling"), "enable_gqa": shared}
+    window = kwargs.get("sliding_window")
+    if lengths == (length,) * batch:  # every row is one document: there is nothing to take apart
+        output = F.scaled_dot_product_attention(query, key, value, **how, **_causality(length, window, query.device))
+        return output.transpose(1, 2), None
     # Split and cat, not slices: the gradient of a slice is a tensor of the whole row, once per document.
     documents = zip(*(_flatten(tensor).split(lengths) for tensor in (query, key, value)), strict=True)
     attended = []
@@ -96,10 +101,8 @@ def document_attention(
             q.transpose(0, 1)[None],
             k.transpose(0, 1)[None],
             v.transpose(0, 1)[None],
-            dropout_p=kwargs.get("dropout") or 0.0,
-            scale=kwargs.get("scaling"),
-            enable_gqa=shared,
-            **_causality(len(q), kwargs.get("sliding_window"), query.device),
+            **how,
+            **_causality(len(q), window, query.device),
         )
         attended.append(output[0].transpose(0, 1))
     return torch.cat(attended).view(batch, length, heads, depth), None

@@ -204,3 +204,20 @@ def test_lengths_are_read_once_a_batch() -> None:
     by_lengths, _ = da.document_attention(nn.Module(), q, q, q, None, documents=unread)
     by_bounds, _ = da.document_attention(nn.Module(), q, q, q, None, cu_seq_lens_q=bounds)
     torch.testing.assert_close(by_lengths, by_bounds)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_rows_of_one_document_are_what_they_are_one_by_one(window: int | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 9, 8, generator=draw) for heads in (4, 2, 2))
+
+    def attend(rows: slice, bounds: list[int]) -> torch.Tensor:
+        parts = [tensor[rows] for tensor in (query, key, value)]
+        bound = {"cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32), "sliding_window": window}
+        return da.document_attention(torch.nn.Identity(), *parts, None, **bound)[0]
+
+    together = attend(slice(0, 2), [0, 9, 18])
+    assert together.shape == (2, 9, 4, 8)
+    for row in (0, 1):  # cut in two documents that are its beginning and its end: the beginning is the same
+        torch.testing.assert_close(together[row : row + 1], attend(slice(row, row + 1), [0, 9]))
+        torch.testing.assert_close(together[row, :5], attend(slice(row, row + 1), [0, 5, 9])[0, :5])
