@@ -13,7 +13,7 @@ import torch
 
 from colossal_llama2.errors import InputError
 
-_TRIED: Final = ("zero2", "zero2_cpu")  # whose forward and backward passes are the same
+_TRIED: Final = ("zero2", "zero2_cpu", "ddp")  # zero2_cpu differs from zero2 in the optimizer alone
 
 
 def check_compile(plugin: str, backend: str = "inductor") -> None:

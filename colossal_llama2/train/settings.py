@@ -41,7 +41,7 @@ class ModelOptions:
     fused_kernels: FusedKernels = "auto"
     """Liger-Kernel's RMSNorm, rotary embedding, SwiGLU and loss, where it is installed and there is CUDA (auto)."""
     compile: bool = False
-    """Compile every decoder layer: fewer passes over memory, minutes at the start. With zero2 and zero2_cpu."""
+    """Compile every decoder layer: fewer passes over memory, minutes at the start. With zero2, zero2_cpu and ddp."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_a_plugin_that_must_see_weights_is_refused(plugin: str) -> None:
         check_compile(plugin)
 
 
-@pytest.mark.parametrize("plugin", ["ddp", "3d"])
+@pytest.mark.parametrize("plugin", ["3d"])
 def test_a_plugin_that_was_not_tried_is_refused(plugin: str) -> None:
     with pytest.raises(InputError, match="not tried yet"):
         check_compile(plugin)
