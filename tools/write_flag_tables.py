@@ -21,6 +21,8 @@ from colossal_llama2.model.merge_lora import MergeSettings
 from colossal_llama2.report.advise_vocabulary import AdviceSettings
 from colossal_llama2.report.compare_inits import CompareSettings
 from colossal_llama2.report.evaluate import EvaluateSettings
+from colossal_llama2.report.plan_inference import PlanInferenceSettings
+from colossal_llama2.report.quantize_settings import QuantizeSettings
 from colossal_llama2.tokenizer import init_tokenizer
 from colossal_llama2.tokenizer.mine_pieces import MineSettings
 from colossal_llama2.train.plan import PlanSettings
@@ -41,6 +43,8 @@ COMMANDS = {
     "train.py --stages": RoadSettings,
     "tools/plan.py": PlanSettings,
     "tools/merge_lora.py": MergeSettings,
+    "tools/quantize.py": QuantizeSettings,
+    "tools/plan_inference.py": PlanInferenceSettings,
     "tools/launch.py": LaunchSettings,
     "tools/doctor.py": DoctorSettings,
     "tools/plain_hostfile.py": PlainSettings,

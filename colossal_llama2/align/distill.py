@@ -24,6 +24,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.adapter_files import weights_fingerprint
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.pretrained import load_for_training
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import find_starting_point
@@ -112,6 +113,7 @@ class Distill(Stage):
         """
         check_templates(self.settings, data, evaluated, weights_dir)
         check_belongs(self.teacher_dir)
+        refuse_quantized(self.teacher_dir, "would teach its rounding")
         if is_scorer(self.teacher_dir):
             raise InputError(
                 "scores texts, and has no head that predicts tokens",

@@ -13,6 +13,7 @@ from colossal_llama2.align.reward_function import RewardFunction, load_reward_fu
 from colossal_llama2.engine.running_state import RunIdentity, RunningState, read_running_state, refuse_misfit
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.pretrained import stored_dtype
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import StartingPoint, find_starting_point
 from colossal_llama2.train.folders import check_folders
@@ -57,6 +58,7 @@ def open_grpo(settings: GrpoSettings) -> OpenedGrpo:
     start = find_starting_point(pretrained, settings.model.load_checkpoint, output.save_dir)
     refuse_other_start(pretrained, start)
     check_belongs(pretrained)
+    refuse_quantized(pretrained, "cannot be trained")
     fingerprint = tokenizer_fingerprint(pretrained)
     prompts = open_prompts(settings, fingerprint, settings.rollouts.max_new_tokens)
     check_scorers([reward.reward_model], reward.reward_model, fingerprint)

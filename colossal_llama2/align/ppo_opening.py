@@ -22,6 +22,7 @@ from colossal_llama2.engine.running_state import RunIdentity, RunningState, read
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs, read_config
 from colossal_llama2.model.pretrained import check_same_shape, stored_dtype
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import load_tokenizer, tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import StartingPoint, find_starting_point
@@ -72,6 +73,7 @@ def open_ppo(settings: PpoSettings) -> OpenedPpo:
     start = find_starting_point(pretrained, settings.model.load_checkpoint, settings.output.save_dir)
     refuse_other_start(pretrained, start)
     check_belongs(pretrained)
+    refuse_quantized(pretrained, "cannot be trained")
     fingerprint = tokenizer_fingerprint(pretrained)
     prompts = open_prompts(settings, fingerprint, settings.rollouts.max_new_tokens)
     corpus = _open_corpus(settings, fingerprint)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.inference import choose_device
+from colossal_llama2.model.quantized import refuse_quantized
 
 _PROBED_TOKENS = 8
 # Far above what half precision rounds away, far below what another formula would leave.
@@ -45,6 +46,7 @@ class FrozenModel:
 
         self.device = choose_device(device)
         disable_progress_bar()
+        refuse_quantized(model_dir, "its rows cannot be distilled")
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype="auto", local_files_only=True, trust_remote_code=False

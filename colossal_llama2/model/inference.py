@@ -12,6 +12,7 @@ from torch import nn
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.adapter_files import check_base, put_on
 from colossal_llama2.model.belonging import check_belongs
+from colossal_llama2.model.quantized import loading_options, settle
 from colossal_llama2.tokenizer.loading import Encoder, load_encoder, load_tokenizer
 
 
@@ -57,7 +58,7 @@ class LoadedModel:
 
 
 def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path | None = None) -> LoadedModel:
-    """Load a model folder in the dtype it is stored in, with an adapter on it if one is named.
+    """Load a model folder in the dtype it is stored in, quantised or not, with an adapter on it if one is named.
 
     Args:
         model_dir: a folder that `transformers` reads, its tokenizer inside; nothing is fetched, no code in it
@@ -66,26 +67,29 @@ def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path 
         adapter_dir: a LoRA adapter in peft's format, trained on this model.
 
     Raises:
-        InputError: no such model or device, or a tokenizer or adapter that does not belong to the model.
+        InputError: no such model or device, a tokenizer or adapter that does not belong to the model, an adapter for
+            a quantised one, or a format whose library is missing.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     chosen = choose_device(device)
     check_belongs(model_dir)
+    options = loading_options(model_dir, chosen, adapter_dir)
     if adapter_dir is not None:
         check_base(adapter_dir, model_dir)
     disable_progress_bar()
     encoder, tokenizer = load_encoder(model_dir), load_tokenizer(model_dir)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            model_dir, dtype="auto", local_files_only=True, trust_remote_code=False
+            model_dir, dtype="auto", local_files_only=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
     if adapter_dir is not None:
         model = put_on(model, adapter_dir)
+    settle(model, chosen)
     length = getattr(model.config, "max_position_embeddings", None) or 1 << 20
     return LoadedModel(model.eval().to(chosen), encoder, tokenizer, chosen, int(length))
 

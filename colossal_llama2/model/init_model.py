@@ -22,6 +22,7 @@ from colossal_llama2.model.distilled_rows import DistillOptions, Start, check_op
 from colossal_llama2.model.embedding_names import EmbeddingNames, find_embeddings
 from colossal_llama2.model.expanding import Progress, carry_over, expand_config, expand_weights
 from colossal_llama2.model.new_rows import RowPlan, RowSource, as_given, averages, drawn, plan_rows
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.model.weights import WeightFiles, find_weights
 from colossal_llama2.outputs import refuse_existing, whole_directory
 from colossal_llama2.tokenizer.extension import Extension, read_extension
@@ -75,6 +76,7 @@ def main(settings: Settings) -> None:
     target = settings.target_model_path
     replaces = _refuse_impossible(settings)
     check_belongs(source)
+    refuse_quantized(source, "cannot be given new rows")
     extension = read_extension(source, tokenizer)
     weights = find_weights(source)
     names = find_embeddings(source, weights.locations())

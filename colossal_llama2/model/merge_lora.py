@@ -10,6 +10,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.init_model import show_progress
 from colossal_llama2.model.merging import merge_adapter
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.model.weights import find_weights
 from colossal_llama2.outputs import refuse_existing, whole_directory
 
@@ -40,6 +41,7 @@ def main(settings: MergeSettings) -> None:
             raise InputError(f"the output would replace {source}", path=output, remedy="choose another --output")
     refuse_existing(output, settings.overwrite)
     check_belongs(base)
+    refuse_quantized(base, "takes no adapter into its rounded weights")
     weights = find_weights(base)
     with whole_directory(output, overwrite=settings.overwrite) as work:
         with show_progress(weights) as progress:

@@ -13,6 +13,7 @@ from torch import nn
 
 from colossal_llama2.errors import InputError
 from colossal_llama2.model import document_attention
+from colossal_llama2.model.quantized import refuse_quantized
 
 _SHAPE = (
     "model_type",
@@ -48,6 +49,7 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
         raise InputError(
             "not a model folder (no config.json)", path=model_dir, remedy="name a folder saved by transformers"
         )
+    refuse_quantized(model_dir, "cannot be trained")
     name, _ = choose_attention(precision, use_flash_attn)
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(

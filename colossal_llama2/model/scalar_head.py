@@ -22,6 +22,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model import document_attention
 from colossal_llama2.model.embedding_names import SCORE_HEAD, build_without_memory
 from colossal_llama2.model.pretrained import check_attention, choose_attention
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.model.weights import find_weights
 
 HEAD_WEIGHT: Final = f"{SCORE_HEAD}.weight"
@@ -90,6 +91,7 @@ def load_scorer(model_dir: Path, precision: str, use_flash_attn: bool = False, s
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
+    refuse_quantized(model_dir, "cannot be trained")
     has_head = _check_head(model_dir)
     document_attention.register()
     name, _ = choose_attention(precision, use_flash_attn)

@@ -15,6 +15,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.belonging import check_belongs
 from colossal_llama2.model.embedding_names import build_without_memory
 from colossal_llama2.model.pretrained import check_attention, check_same_shape, stored_dtype
+from colossal_llama2.model.quantized import refuse_quantized
 from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import StartingPoint, find_starting_point
@@ -80,6 +81,7 @@ def open_inputs(stage: Stage, start: StartingPoint) -> tuple[PreparedCorpus, Pre
     """
     settings = stage.settings
     check_belongs(settings.model.pretrained)
+    refuse_quantized(settings.model.pretrained, "cannot be trained")
     if start.weights_dir != settings.model.pretrained:
         check_belongs(start.weights_dir)
     if not stage.scores and is_scorer(start.weights_dir):
