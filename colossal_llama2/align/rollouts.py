@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from colossal_llama2.align.like_lengths import batches_of_like_lengths
 from colossal_llama2.align.sampling import draw, uniform_numbers
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.master_weights import boosted_module
@@ -26,7 +27,6 @@ from colossal_llama2.engine.session import Session
 
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
-_LIKE_LENGTHS, _SLACK = 1.25, 8  # a batch's longest prompt has at most 1.25 times the shortest's tokens, and 8
 
 
 @dataclass(frozen=True)
@@ -102,29 +102,6 @@ class ModuleGenerator:
                     answers[place] = answer
             forward.wait_for_others()
         return [answer for answer in answers if answer is not None]
-
-
-def batches_of_like_lengths(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Divide prompts into batches whose padding is small.
-
-    Args:
-        lengths: tokens of each prompt.
-        batch_size: most prompts of a batch.
-
-    Returns:
-        Numbers of prompts, every one once; the longest come first, so that a batch too large for the memory is found
-        out at once.
-    """
-    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
-    batches: list[list[int]] = []
-    for place in order:
-        longest = lengths[batches[-1][0]] if batches else 0
-        fits = batches and len(batches[-1]) < batch_size and longest <= _LIKE_LENGTHS * lengths[place] + _SLACK
-        if fits:
-            batches[-1].append(place)
-        else:
-            batches.append([place])
-    return batches
 
 
 @contextmanager

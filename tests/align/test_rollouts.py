@@ -5,10 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from colossal_llama2.align.rollouts import Answer, ModuleGenerator, Prompt, Sampling, batches_of_like_lengths
+from colossal_llama2.align.rollouts import Answer, ModuleGenerator, Prompt, Sampling
 from colossal_llama2.engine.session import Session
 
 ENDS = frozenset(range(2, 66))  # a tenth of the vocabulary, so that a random model ends some answers
@@ -76,13 +74,3 @@ def test_the_model_trains_as_before_afterwards(boosted: Callable[..., Session]) 
     ModuleGenerator(session, SAMPLING).answer(prompts_of(3, 4))
     assert session.model.unwrap().config._attn_implementation == attention
     assert session.model.training
-
-
-@given(st.lists(st.integers(1, 300), max_size=40), st.integers(1, 8))
-def test_batches_hold_every_prompt_once_and_little_padding(lengths: list[int], batch_size: int) -> None:
-    batches = batches_of_like_lengths(lengths, batch_size)
-    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
-    for batch in batches:
-        held = [lengths[place] for place in batch]
-        assert len(batch) <= batch_size
-        assert max(held) <= 1.25 * min(held) + 8

@@ -48,6 +48,9 @@ def main(settings: ServeSettings) -> None:
         _log_to_stderr()
         server = Server(services, settings.door, settings.limits, keys, metrics)
 
+        # A command ends when a pipe it writes to breaks; a server must not, each time a client hangs up.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
         def ready() -> None:
             for number in _SIGNALS:
                 asyncio.get_running_loop().add_signal_handler(number, server.end)

@@ -107,8 +107,8 @@ class Worker:
                 self._leave(job, "cancelled")
             elif now > job.ticket.deadline:
                 text, _ = job.text.finish("length")
-                job.ticket.post([Part(job.index, text, len(job.writing.written), "length")])
                 self._leave(job, "timed_out")
+                job.ticket.post([Part(job.index, text, len(job.writing.written), "length")])
         for group in list(self._waiting):
             ticket = group[0].ticket
             if ticket.cancelled or now > ticket.deadline:
@@ -137,10 +137,10 @@ class Worker:
             if reason is None and len(writing.written) >= job.max_tokens:
                 rest, reason = job.text.finish("length")
                 text += rest
+            if reason:
+                self._leave(job, reason)  # before it is told: who has heard of an end finds it counted
             if text or reason:
                 job.ticket.post([Part(job.index, text, len(writing.written), reason)])
-            if reason:
-                self._leave(job, reason)
 
     def _leave(self, job: Job, reason: str) -> None:
         del self._running[job.writing]

@@ -67,9 +67,7 @@ def stream(parts: list[str]) -> tuple[list[str], str]:
     return [*sent, text], reason
 
 
-_PIECES = st.sampled_from(
-    ["ass", "as", "s", "a", "in", "'s", " ", "bad", "word", "坏", "人", "x", ".", "b", "\u200b", "好"]
-)
+_PIECES = st.sampled_from(["ass", "as", "s", "a", "in", "'s", " ", "bad", "word", "坏", "人", "x", ".", "b", "\u200b"])
 
 
 @given(st.lists(_PIECES, max_size=30))
@@ -79,7 +77,7 @@ def test_a_stream_is_the_text_up_to_the_first_word(pieces: list[str]) -> None:
     sent, reason = stream(pieces)
     assert "".join(sent) == text[:place]
     assert reason == ("length" if place is None else "content_filter")
-    assert [*stream(list(text))[0], reason] and "".join(stream(list(text))[0]) == text[:place]
+    assert "".join(stream(list(text))[0]) == text[:place]
 
 
 def test_only_what_may_become_a_word_is_held_back() -> None:

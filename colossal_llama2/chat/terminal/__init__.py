@@ -1,0 +1,1 @@
+"""The conversation in a terminal, or in a pipe."""
