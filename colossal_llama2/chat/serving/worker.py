@@ -79,6 +79,7 @@ class Worker:
     def _run(self) -> None:
         while True:
             with self._changed:
+                self._show_load()
                 # Deadlines of what waits need no clock here: it waits only while something runs.
                 while not (self._stopping or self._waiting or self._running):
                     self._changed.wait()

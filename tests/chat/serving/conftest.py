@@ -44,7 +44,7 @@ class Served:
 
     port: int
     metrics: Metrics
-    end: Callable[[], None]
+    end: Callable[[], object]
     thread: threading.Thread
 
     @property

@@ -51,7 +51,7 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("fields", [{"seed": 5}, {"temperature": 0}, {"seed": 1, "top_p": 0.5, "temperature": 1.5}])
-def test_a_streams_text_is_the_whole_replys(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+def test_a_streams_text_is_the_whole_replys(served: Any, client: openai.OpenAI, fields: dict[str, Any]) -> None:
     whole = chat(client, **fields)
     text, reason, usage = streamed(chat(client, stream=True, stream_options={"include_usage": True}, **fields))
     assert len(text) > 5
@@ -59,6 +59,7 @@ def test_a_streams_text_is_the_whole_replys(client: openai.OpenAI, fields: dict[
     assert reason == whole.choices[0].finish_reason == "length"
     assert usage == whole.usage
     assert whole.usage.completion_tokens == 24
+    wait_for(lambda: served.figure("running") == 0)
 
 
 def test_seeds_make_texts(client: openai.OpenAI) -> None:
