@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -64,7 +66,8 @@ def continue_in_batches(
     """
     seed = secrets.randbits(31) if options.seed is None else options.seed
     results: dict[int, Continuation] = {}
-    for places in batches_of_like_lengths([len(prompt.ids) for prompt in prompts], batch_size):
+    room = loaded.context_length - options.max_new_tokens
+    for places in _batches([len(prompt.ids) for prompt in prompts], batch_size, room):
         batch = [prompts[place] for place in places]
         limits = [min(options.max_new_tokens, loaded.context_length - len(prompt.ids)) for prompt in batch]
         _write(loaded, batch, options, limits, [(seed, place) for place in places])
@@ -74,6 +77,21 @@ def continue_in_batches(
             results[place] = Continuation(stream.text, stream.ids, stream.finish or "limit")
         progress(len(places))
     return [results[place] for place in range(len(prompts))]
+
+
+def _batches(lengths: Sequence[int], batch_size: int, room: int) -> Iterator[list[int]]:
+    """Yield numbers of prompts that share a batch.
+
+    Beside a longer one a prompt of more than `room` tokens would be padded, and its answer pushed out of the context;
+    such prompts share a batch with those of their own length alone.
+    """
+    fitting = [place for place, length in enumerate(lengths) if length <= room]
+    for batch in batches_of_like_lengths([lengths[place] for place in fitting], batch_size):
+        yield [fitting[number] for number in batch]
+    tight = sorted((length, place) for place, length in enumerate(lengths) if length > room)
+    for _, alike in groupby(tight, key=itemgetter(0)):
+        places = [place for _, place in alike]
+        yield from (places[first : first + batch_size] for first in range(0, len(places), batch_size))
 
 
 def _write(

@@ -70,7 +70,7 @@ def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path 
         InputError: no such model or device, a tokenizer or adapter that does not belong to the model, an adapter for
             a quantised one, or a format whose library is missing.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     chosen = choose_device(device)
@@ -87,6 +87,8 @@ def load_for_inference(model_dir: Path, device: str = "auto", adapter_dir: Path 
     except (OSError, ValueError, KeyError, ImportError) as error:
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot be loaded ({first_line})", path=model_dir) from None
+    # `generate` fills what its caller leaves open from here: a folder's num_beams or min_length would work unseen.
+    model.generation_config = GenerationConfig(eos_token_id=model.generation_config.eos_token_id)
     if adapter_dir is not None:
         model = put_on(model, adapter_dir)
     settle(model, chosen)

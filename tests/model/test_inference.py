@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,3 +47,14 @@ def test_devices() -> None:
         choose_device("abacus")
     with pytest.raises(InputError, match="no device"):
         choose_device("cuda:99")
+
+
+def test_of_a_models_own_generation_settings_only_the_end_tokens_count(tiny_model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, folder)
+    own = {"eos_token_id": [2, 7], "num_beams": 4, "min_length": 50, "temperature": 0.1, "max_length": 9}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    loaded = load_for_inference(folder, "cpu")
+    assert loaded.end_token_ids == {2, 7}
+    settings: Any = loaded.model.generation_config
+    assert {settings.num_beams, settings.min_length, settings.temperature, settings.max_length} == {None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -120,6 +121,8 @@ def load_draft(draft_dir: Path, target: LoadedModel) -> LoadedModel:
         InputError: no such model, or its tokens are not those of the other.
     """
     draft = load_for_inference(draft_dir, str(target.device))
+    # transformers calls its own `generate` in a way that it warns of, in the middle of the first reply.
+    logging.getLogger("transformers.generation.utils").addFilter(_is_no_complaint_about_itself)
     if draft.encoder.fingerprint != target.encoder.fingerprint:
         what = "its tokenizer is not the model's, so it cannot write ahead for it"
         raise InputError(what, path=draft_dir, remedy="give a --draft with the same tokenizer, or none")
@@ -131,6 +134,10 @@ def load_draft(draft_dir: Path, target: LoadedModel) -> LoadedModel:
         what = f"takes {draft.context_length} tokens and the model {target.context_length}"
         raise InputError(what, path=draft_dir, remedy="give a --draft with a context as long, or none")
     return draft
+
+
+def _is_no_complaint_about_itself(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("Passing `generation_config` together with")
 
 
 def _num_rows(loaded: LoadedModel) -> int:

@@ -30,6 +30,7 @@ def test_what_is_saved_is_loaded(
     assert json.loads(path.read_text(encoding="utf-8").split("\n")[0])["model"] == "m"
 
 
+@pytest.mark.long
 def test_prepare_dataset_takes_it(tmp_path: Path, llama_tokenizer_dir: Path) -> None:
     save_conversations({"m": [Turn("user", "你好"), Turn("assistant", "the fox")]}, tmp_path / "a.jsonl")
     settings = PrepareSetSettings(
