@@ -26,6 +26,7 @@ export class Answering {
   async start(conversation, column) {
     const request = requestFor(column);
     const answer = addAnswer(column);
+    conversation.updated = Date.now();
     const controller = new AbortController();
     this.running.set(answer, { conversation, controller });
     this.events.began(conversation, column, answer);

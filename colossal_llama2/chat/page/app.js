@@ -64,7 +64,7 @@ export class App {
     byId("hide-menu").addEventListener("click", () => this.showMenu(false));
     byId("shade").addEventListener("click", () => this.showMenu(false));
     document.addEventListener("keydown", (event) => {
-      if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+      if (event.key !== "Escape" || event.isComposing || event.keyCode === 229 || document.querySelector("dialog[open]")) return;
       if (document.body.classList.contains("menu-open")) this.showMenu(false);
       else this.stop();
     });
@@ -113,7 +113,6 @@ export class App {
       if (!(error instanceof ServerError)) throw error;
       this.models = [];
       this.notices.set("models", () => ({ error: error.details, retry: () => this.loadModels() }));
-      announce(troubleWords(error.details));
     }
     if (isEmpty(this.conversation)) this.chooseModels(this.conversation);
     this.showConversation();
@@ -133,7 +132,6 @@ export class App {
   begin(compare) {
     if (compare && this.models.length < 2) {
       this.notices.set("compare", () => ({ words: t("compareNeedsTwo", { count: this.models.length }) }));
-      announce(t("compareNeedsTwo", { count: this.models.length }));
       return;
     }
     const conversation = newConversation(compare ? ["", ""] : [""], compare);
@@ -171,6 +169,7 @@ export class App {
     await this.keeper.delete(id);
     if (this.conversation.id === id) this.begin(false);
     await this.refresh();
+    this.composer.focus();
   }
 
   async deleteAll() {
@@ -252,7 +251,9 @@ export class App {
   async refresh() {
     this.pane.update();
     preferences.opened = isEmpty(this.conversation) ? "" : this.conversation.id;
-    byId("title").textContent = this.conversation.title || t(this.conversation.compare ? "compare" : "newChat");
+    const title = this.conversation.title || t(this.conversation.compare ? "compare" : "newChat");
+    byId("title").textContent = title;
+    document.title = `${title} · ${t("appTitle")}`;
     this.composer.setAnswering(this.answering.isRunning(this.conversation));
     const titles = await this.keeper.titles();
     byId("no-conversations").hidden = titles.length > 0;

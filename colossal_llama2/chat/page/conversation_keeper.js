@@ -4,6 +4,7 @@ import { closeUnfinished } from "./conversation.js";
 import { t } from "./language.js";
 
 const PAUSE = 500; // milliseconds between two savings of a growing answer
+const SILENCE = 5000; // milliseconds after which another tab is no longer believed to be receiving an answer
 
 export class ConversationKeeper {
   constructor(store, notices) {
@@ -14,7 +15,12 @@ export class ConversationKeeper {
     this.waiting = new Map(); // conversation -> timer
     this.onchange = () => {};
     this.channel = new BroadcastChannel("colossal-llama2-chat");
-    this.channel.onmessage = ({ data }) => this.onchange(data);
+    this.elsewhere = new Map(); // id -> when another tab last said that an answer is coming in there
+    this.channel.onmessage = ({ data: { id, answering } }) => {
+      if (answering) this.elsewhere.set(id, Date.now());
+      else this.elsewhere.delete(id);
+      this.onchange(id);
+    };
     if (store.problem) notices.set("storage", () => ({ words: t("storageClosed", { message: store.problem }) }));
   }
 
@@ -34,7 +40,8 @@ export class ConversationKeeper {
   async load(id) {
     if (!id || this.held.has(id)) return this.held.get(id);
     const conversation = await this.store.get(id);
-    if (conversation) closeUnfinished(conversation);
+    const grows = Date.now() - (this.elsewhere.get(id) ?? 0) < SILENCE;
+    if (conversation && !grows) closeUnfinished(conversation);
     return conversation;
   }
 
@@ -52,21 +59,24 @@ export class ConversationKeeper {
     clearTimeout(this.waiting.get(conversation));
     this.waiting.delete(conversation);
     if (this.deleted.has(conversation.id)) return;
-    conversation.updated = Date.now();
     try {
       await this.store.save(conversation);
       if (!this.store.problem) this.notices.clear("storage");
-      this.channel.postMessage(conversation.id);
+      this.tellOthers(conversation.id);
     } catch (error) {
       const words = error.name === "QuotaExceededError" ? () => t("storageFull") : () => t("storageClosed", { message: error.message });
       this.notices.set("storage", () => ({ words: words() }));
     }
   }
 
+  tellOthers(id) {
+    this.channel.postMessage({ id, answering: this.held.has(id) });
+  }
+
   async delete(id) {
     this.deleted.add(id);
     await this.store.delete(id);
-    this.channel.postMessage(id);
+    this.tellOthers(id);
   }
 
   async clear() {

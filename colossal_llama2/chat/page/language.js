@@ -21,7 +21,6 @@ export function t(key, values = {}) {
 /** Put the words into what stands in index.html: data-text, data-label (with a tooltip) and data-placeholder. */
 export function translatePage(root = document) {
   document.documentElement.lang = language() === "zh" ? "zh-CN" : "en";
-  document.title = t("appTitle");
   for (const node of root.querySelectorAll("[data-text]")) node.textContent = t(node.dataset.text);
   for (const node of root.querySelectorAll("[data-label]")) {
     node.setAttribute("aria-label", t(node.dataset.label));

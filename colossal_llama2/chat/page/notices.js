@@ -1,7 +1,8 @@
 // What the person has to know apart from any answer: no models, no room, no key. It stands above the question.
 
+import { announce } from "./announcer.js";
 import { make } from "./dom.js";
-import { troublePanel } from "./trouble.js";
+import { troublePanel, troubleWords } from "./trouble.js";
 
 export class Notices {
   constructor(root) {
@@ -11,6 +12,10 @@ export class Notices {
 
   /** @param build makes {words} or {error, retry} anew, so that a notice changes its language with the page. */
   set(name, build) {
+    if (!this.kept.has(name)) {
+      const { words, error } = build();
+      announce(words ?? troubleWords(error));
+    }
     this.kept.set(name, build);
     this.show();
   }

@@ -20,7 +20,7 @@ export class ThreadView {
     this.list = make("div", { class: "messages" });
     this.scroller = make("div", { class: "scroller", tabindex: 0, role: "region", "aria-label": label }, this.list);
     const toEnd = make("button", { type: "button", class: "to-end", hidden: true, "aria-label": t("toLatest") }, icon("down"));
-    this.element = make("section", { class: "column", "aria-label": label }, head, this.scroller, toEnd);
+    this.element = make("div", { class: "column" }, head, this.scroller, toEnd);
     this.following = new FollowEnd(this.scroller, toEnd);
     this.list.addEventListener("click", ({ target }) => {
       const button = target.closest('[data-action="copy-code"]');

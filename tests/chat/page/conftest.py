@@ -13,13 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import pytest
-
-playwright_api = pytest.importorskip(
-    "playwright.sync_api", reason="pip install -r requirements-dev.txt brings playwright"
-)
 
 CONTENT_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -260,16 +256,24 @@ def server() -> Iterator[FakeServer]:
         yield fake
 
 
+def _do_without(reason: str) -> NoReturn:
+    """Skip what needs a browser, or fail where it must not be skipped."""
+    if os.environ.get(NEED_VARIABLE):
+        pytest.fail(f"{reason} ({NEED_VARIABLE} is set)")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
     """One Chromium for all tests of the page."""
     executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if executable is None:
-        reason = "no Chromium found: apt-get install chromium"
-        if os.environ.get(NEED_VARIABLE):
-            pytest.fail(f"{reason} ({NEED_VARIABLE} is set)")
-        pytest.skip(reason)
-    with playwright_api.sync_playwright() as playwright:
+        _do_without("no Chromium found: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        _do_without("no playwright found: pip install -r requirements-dev.txt")
+    with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=executable, args=list(_FLAGS))
         yield started
         started.close()

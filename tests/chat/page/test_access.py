@@ -144,8 +144,9 @@ def test_an_input_method_composes_with_enter_without_sending(server: Any, chat: 
 
 def test_a_screen_reader_hears_answers_and_not_tokens(server: Any, chat: Any, answer: type[Any]) -> None:
     chat.page.evaluate(
-        "window.said = []; new MutationObserver(() => said.push(document.getElementById('announcements').innerText))"
-        ".observe(document.getElementById('announcements'), { childList: true, subtree: true })"
+        "(region) => new MutationObserver(() => (window.said ??= []).push(region.lastChild.innerText))"
+        ".observe(region, { childList: true })",
+        chat.page.query_selector("#announcements"),
     )
     server.answers = [answer(["A ", "few ", "tokens ", "more"], pause=0.05)]
     chat.ask("Well?")

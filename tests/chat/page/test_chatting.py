@@ -196,7 +196,7 @@ def test_messages_and_code_are_copied(server: Any, chat: Any, answer: type[Any])
     chat.page.get_by_role("button", name="Copied").wait_for()
     assert chat.page.evaluate("navigator.clipboard.readText()") == "ls -l\n\tcd"
     chat.page.locator(".answer").get_by_role("button", name="Copy message").click()
-    chat.page.wait_for_function("() => document.getElementById('announcements').innerText === 'Copied'")
+    chat.page.wait_for_function("() => document.getElementById('announcements').lastChild.innerText === 'Copied'")
     assert chat.page.evaluate("navigator.clipboard.readText()") == "Run **this**:\n\n```sh\nls -l\n\tcd\n```\n"
 
 
@@ -220,10 +220,31 @@ def test_the_page_stays_where_the_reader_has_scrolled_to(server: Any, chat: Any,
 
 
 @pytest.mark.long
-def test_two_tabs_show_the_same_conversation(server: Any, chat: Any) -> None:
+def test_two_tabs_show_the_same_conversation(server: Any, chat: Any, answer: type[Any]) -> None:
     chat.ask("From the first tab")
     other = chat.page.context.new_page()
     other.goto(server.url)
     other.get_by_role("button", name="From the first tab", exact=True).click()
+    server.answers = [answer(["Half"], finish=None, gate=(gate := threading.Event()), gate_at=0)]
+    chat.ask("In between", wait=False)
+    other.locator(".answer .waiting").wait_for()
+    gate.set()
+    other.get_by_text("The connection was lost").first.wait_for()
     chat.ask("And once more")
-    other.get_by_text("adapted-7b heard: And once more").wait_for()
+    other.locator("#main").get_by_text("adapted-7b heard: And once more").wait_for()
+
+
+@pytest.mark.long
+def test_a_hundred_kilobytes_without_a_break_come_in_and_the_page_stays_usable(
+    server: Any, chat: Any, answer: type[Any]
+) -> None:
+    word = "word **bold** "
+    server.answers = [answer([word * 7] * 1000 + ["the end"])]
+    chat.ask("Everything?", wait=False)
+    chat.sees("word")
+    typed = "typed while it comes in"
+    chat.page.locator("#question").press_sequentially(typed)
+    assert chat.page.input_value("#question") == typed
+    chat.page.set_default_timeout(60_000)
+    chat.wait()
+    assert chat.answers()[0] == "word bold " * 7000 + "the end"

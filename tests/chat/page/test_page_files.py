@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
     imported = re.findall(r"from \"([^\"]+)\"", _texts("*.js"))
     assert imported
     assert all((_PAGE / name).is_file() and name.startswith("./") for name in imported)
+
+
+def test_an_installed_package_has_the_page() -> None:
+    """Where the package is installed there is no pyproject.toml, and then the page being there is the proof."""
+    assert (_PAGE / "index.html").is_file()
+    project = Path(__file__).parents[3] / "pyproject.toml"
+    assert "page/*" in tomllib.loads(project.read_text())["tool"]["setuptools"]["package-data"]["colossal_llama2.chat"]
+    assert not [path for path in _PAGE.iterdir() if path.is_dir()], "the pattern reaches no folder in it"
 
 
 def test_files_stay_short() -> None:
