@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import torch
 from benchmarks.machine import describe_machine
 from colossal_llama2 import cli
 from colossal_llama2.model.gptq import Grid, round_to_nearest
+from colossal_llama2.model.inference import load_for_inference
 from colossal_llama2.model.inference_memory import Answering, predict_inference
 from colossal_llama2.model.model_shape import read_model_shape
 from colossal_llama2.model.quantized import stay_packed
@@ -69,6 +71,7 @@ def main(settings: Settings) -> int:
         records = {method: _quantize(settings, method, work) for method in METHODS}
         nearest = _nearest(settings, work / "int4-nearest")
         scores = _scores(settings, [settings.model, *(work / name for name in (*METHODS, nearest))])
+        speeds = _speeds(settings, [settings.model, *(work / name for name in METHODS)])
         memory = _memory(work)
     losses = {name: _losses(scores, name) for name in (*METHODS, nearest)}
     content = {
@@ -77,6 +80,7 @@ def main(settings: Settings) -> int:
         "calibration": [path.name for path in settings.calibration],
         "scores": scores,
         "bits_per_byte_growth_percent": losses,
+        "tokens_per_second": speeds,
         "records": records,
         "memory": memory,
     }
@@ -134,6 +138,20 @@ def _scores(settings: Settings, folders: list[Path]) -> dict[str, dict[str, floa
         name = "before" if is_source else Path(line["model"]).name
         found.setdefault(name, {})[Path(line["file"]).name] = line["bits_per_byte"]
     return found
+
+
+def _speeds(settings: Settings, folders: list[Path]) -> dict[str, float]:
+    """Let the models answer by turns, five times, and return the tokens a second of each one's fastest."""
+    models = {folder.name: load_for_inference(folder, "cpu").model for folder in folders}
+    prompt = torch.ones(1, _MEMORY_TOKENS // 2, dtype=torch.long)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(5):
+        for name, model in models.items():
+            began = time.perf_counter()
+            _answer(model, prompt)
+            seconds[name].append(time.perf_counter() - began)
+    found = {name: prompt.shape[1] / min(times) for name, times in seconds.items()}
+    return {"before": found.pop(settings.model.name), **found}
 
 
 def _losses(scores: dict[str, dict[str, float]], name: str) -> dict[str, float]:
@@ -196,7 +214,9 @@ def _measure_memory(model_dir: Path, stored: str) -> dict[str, int]:
     """Load a folder, weights staying packed, let it answer, and return the resident bytes beyond those before."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    tiny = LlamaForCausalLM(LlamaConfig(64, 32, 64, 1, 2)).eval()
+    tiny = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    ).eval()
     prompt = torch.ones(1, _MEMORY_TOKENS // 2, dtype=torch.long)
     _answer(tiny, prompt)  # what generation itself brings into memory is no part of the model
     if stored != "as stored":

@@ -34,7 +34,8 @@ def check_belongs(model_dir: Path) -> None:
     weights = find_weights(model_dir)
     locations = weights.locations()
     names = find_embeddings(model_dir, locations)
-    rows = {name: locations[name][1][0] for name in names.all}
+    # a quantised head is stored as bytes, which say nothing of its rows
+    rows = {name: locations[name][1][0] for name in names.all if locations[name][2] != "U8"}
     declared = vocab_size(config)
     for name, count in rows.items():
         if count != declared:

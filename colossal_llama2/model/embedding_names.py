@@ -21,7 +21,7 @@ class EmbeddingNames:
 
     Attributes:
         inputs: the input embedding; None where a tied model stored the output head alone.
-        output: the output head; None where it is tied and not stored.
+        output: the output head; None where it is tied and not stored, or packed into fewer bits.
         output_bias: the output head's bias, if it has one.
         tied: every name that transformers has for a tied weight, stored or not; empty where nothing is tied.
     """
@@ -64,7 +64,8 @@ def find_embeddings(model_dir: Path, stored: Container[str]) -> EmbeddingNames:
     elif tied:
         missing = input_name is None and output_name is None
     else:
-        missing = input_name is None or output_name is None
+        is_packed = any(f"{spelling}_packed" in stored for spelling in (spelled[1], spelled[1].removeprefix(prefix)))
+        missing = input_name is None or (output_name is None and not is_packed)  # a quantised head has other rows
     if missing:
         what = "input embedding" if input_name is None else "output head"
         raise InputError(f"the {what} is not among the weights", path=model_dir, remedy="fetch the model again")

@@ -1,4 +1,4 @@
-"""GPTQ against its definition in fp64, and what it is for: products that change less than by rounding to the nearest."""
+"""GPTQ against its definition in fp64, and against rounding to the nearest, which changes products more."""
 
 from __future__ import annotations
 
