@@ -27,7 +27,7 @@ demo-road: $(READY)
 	$(BIN)/python train.py --stages examples/road_demo.yaml
 
 test: check
-	$(BIN)/python -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile
 
 test-long: $(READY)
 	$(BIN)/python -m pytest -m long --timeout 3600 --hypothesis-profile exploring

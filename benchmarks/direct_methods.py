@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import resource
 import subprocess
@@ -31,16 +30,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.compared_words import DISLIKED, LIKED, prepare_compared_words
 from benchmarks.machine import describe_machine
-from benchmarks.tiny_inputs import WORDS, make_tiny_inputs
+from benchmarks.tiny_inputs import make_tiny_inputs
 from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_dataset import main as prepare
 
 ROOT = Path(__file__).resolve().parents[1]
-LIKED, DISLIKED, PLAIN = WORDS[:3], WORDS[3:6], WORDS[6:]
-SHORTEST, LONGEST, MARKED = 6, 24, 4
 METHODS: dict[str, dict[str, object]] = {
     "dpo": {"stage": "dpo", "lr": 1e-3},
     "ipo": {"stage": "dpo", "dpo_loss": "ipo", "lr": 1e-3},
@@ -95,7 +93,7 @@ def main(settings: DirectMethodsSettings) -> int:
         config: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
         config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.05}
         model_dir, _ = make_tiny_inputs(work, 64, max_position_embeddings=128, **config)
-        set_dir = _prepare(work, model_dir, settings)
+        set_dir = prepare_compared_words(work, model_dir, settings.pairs, settings.seed)
         before = _log_probs(model_dir, set_dir / "holdout")
         results = {
             method: _measure(method, work, model_dir, set_dir, settings, before)
@@ -196,44 +194,6 @@ def _measure_grpo(work: Path, settings: DirectMethodsSettings) -> dict[str, Any]
 
 def _accuracy(rewards: list[list[float]]) -> float:
     return sum(better > worse for better, worse in rewards) / len(rewards)
-
-
-def _prepare(work: Path, tokenizer_dir: Path, settings: DirectMethodsSettings) -> Path:
-    draw = random.Random(settings.seed)
-    with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(settings.pairs):
-            better, worse = _pair(draw)
-            prompt = f"{number} " + " ".join(draw.choices(PLAIN, k=4))
-            file.write(json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n")
-    prepare(
-        PrepareSetSettings(
-            type="preference",
-            data_input_dirs=str(work / "pairs.jsonl"),
-            tokenizer_dir=tokenizer_dir,
-            data_arrow_output_dir=work / "set",
-            chat_template="llama2",
-            max_length=128,
-            holdout="10%",
-            num_workers=1,
-        )
-    )
-    return work / "set"
-
-
-def _pair(draw: random.Random) -> tuple[str, str]:
-    """Draw two answers of different worth, the better one first; their lengths are drawn apart from it."""
-    while True:
-        (first, one), (second, other) = (_answer(draw) for _ in range(2))
-        if one != other:
-            return (first, second) if one > other else (second, first)
-
-
-def _answer(draw: random.Random) -> tuple[str, int]:
-    liked = draw.randint(0, MARKED)
-    marked = draw.choices(LIKED, k=liked) + draw.choices(DISLIKED, k=MARKED - liked)
-    words = marked + draw.choices(PLAIN, k=draw.randint(SHORTEST, LONGEST) - MARKED)
-    draw.shuffle(words)
-    return " ".join(words), liked
 
 
 def _train(method: str, save_dir: Path, model_dir: Path, set_dir: Path, settings: DirectMethodsSettings) -> str:

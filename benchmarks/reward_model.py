@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -27,21 +26,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.compared_words import prepare_compared_words
 from benchmarks.machine import describe_machine
-from benchmarks.tiny_inputs import WORDS, make_tiny_inputs
+from benchmarks.tiny_inputs import make_tiny_inputs
 from colossal_llama2 import cli
 from colossal_llama2.dataset.corpus import PreparedCorpus
-from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
-from colossal_llama2.dataset.prepare_dataset import main as prepare
 from colossal_llama2.dataset.ranked_batches import collate_ranked
 from colossal_llama2.model.scalar_head import load_scorer, scores
 from colossal_llama2.train.stage import model_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST_ACCURACY, MOST_CORRELATION = 0.65, 0.2
-LIKED, DISLIKED = WORDS[:3], WORDS[3:6]
-PLAIN = WORDS[6:]
-SHORTEST, LONGEST, MARKED = 6, 24, 4
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ def main(settings: RewardModelSettings) -> int:
         config: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
         config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "initializer_range": 0.05}
         model_dir, _ = make_tiny_inputs(work, 64, max_position_embeddings=128, **config)
-        set_dir = _prepare(work, model_dir, settings)
+        set_dir = prepare_compared_words(work, model_dir, settings.pairs, settings.seed, settings.mistaken)
         began = time.perf_counter()
         metrics = _train(work, model_dir, set_dir, settings)
         seconds = time.perf_counter() - began
@@ -87,46 +82,6 @@ def main(settings: RewardModelSettings) -> int:
     settings.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["held_back"], indent=1))
     return 0 if passed else 1
-
-
-def _prepare(work: Path, tokenizer_dir: Path, settings: RewardModelSettings) -> Path:
-    draw = random.Random(settings.seed)
-    with (work / "pairs.jsonl").open("w", encoding="utf-8") as file:
-        for number in range(settings.pairs):
-            better, worse = _pair(draw)
-            if draw.random() < settings.mistaken:
-                better, worse = worse, better
-            prompt = f"{number} " + " ".join(draw.choices(PLAIN, k=4))
-            file.write(json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n")
-    prepare(
-        PrepareSetSettings(
-            type="preference",
-            data_input_dirs=str(work / "pairs.jsonl"),
-            tokenizer_dir=tokenizer_dir,
-            data_arrow_output_dir=work / "set",
-            chat_template="llama2",
-            max_length=128,
-            holdout="10%",
-            num_workers=1,
-        )
-    )
-    return work / "set"
-
-
-def _pair(draw: random.Random) -> tuple[str, str]:
-    """Draw two answers of different worth, the better one first; their lengths are drawn apart from it."""
-    while True:
-        (first, one), (second, other) = (_answer(draw) for _ in range(2))
-        if one != other:
-            return (first, second) if one > other else (second, first)
-
-
-def _answer(draw: random.Random) -> tuple[str, int]:
-    liked = draw.randint(0, MARKED)
-    marked = draw.choices(LIKED, k=liked) + draw.choices(DISLIKED, k=MARKED - liked)
-    words = marked + draw.choices(PLAIN, k=draw.randint(SHORTEST, LONGEST) - MARKED)
-    draw.shuffle(words)
-    return " ".join(words), liked
 
 
 def _train(work: Path, model_dir: Path, set_dir: Path, settings: RewardModelSettings) -> list[dict[str, Any]]:

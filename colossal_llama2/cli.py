@@ -16,7 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_t
 import tyro
 import yaml
 
-from colossal_llama2 import failing
+from colossal_llama2 import failing, quiet
 from colossal_llama2.errors import InputError
 
 Settings = TypeVar("Settings")
@@ -53,7 +53,8 @@ def run_chosen(choose: Callable[[Sequence[str]], Command[Any]], leave: Callable[
     command line, 1 after a traceback for anything else. Of several ranks only the first one speaks. `leave` ends the
     process with the code.
     """
-    _cut_pipes_quietly()
+    quiet.cut_pipes_quietly()
+    quiet.hush_libraries()
     try:
         command = choose(sys.argv[1:])
         settings = parse(command.settings_type, sys.argv[1:], command.note)
@@ -177,14 +178,6 @@ def _complain(error: InputError) -> None:
 def _say(message: str, stream: Any = None) -> None:
     if is_speaking_rank():
         print(message, file=stream or sys.stderr, flush=True)
-
-
-def _cut_pipes_quietly() -> None:
-    """Let ``command | head`` end the command without a traceback."""
-    import signal
-
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _take_config_flag(arguments: list[str]) -> tuple[list[str], Path | None]:

@@ -9,8 +9,8 @@ from colossal_llama2.align.road import RoadSettings
 from colossal_llama2.align.stages import DEFAULT, STAGES
 from colossal_llama2.chat.generate import GenerateSettings
 from colossal_llama2.chat.making_settings import GenerateDatasetSettings
-from colossal_llama2.chat.terminal.chat import ChatSettings
 from colossal_llama2.chat.serving.settings import ServeSettings
+from colossal_llama2.chat.terminal.chat import ChatSettings
 from colossal_llama2.dataset.inspect_dataset import InspectSettings
 from colossal_llama2.dataset.prepare_dataset import PrepareSetSettings
 from colossal_llama2.dataset.prepare_pretrain_dataset import PrepareSettings
@@ -51,8 +51,8 @@ COMMANDS = {
     "tools/doctor.py": DoctorSettings,
     "tools/plain_hostfile.py": PlainSettings,
     "tools/generate.py": GenerateSettings,
-    "tools/chat.py": ChatSettings,
     "tools/serve.py": ServeSettings,
+    "tools/chat.py": ChatSettings,
     "tools/generate_dataset.py": GenerateDatasetSettings,
     "tools/evaluate.py": EvaluateSettings,
     "tools/compare_inits.py": CompareSettings,

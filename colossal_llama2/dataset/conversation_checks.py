@@ -10,7 +10,7 @@ from typing import Final, Literal
 from transformers import PreTrainedTokenizerFast
 
 from colossal_llama2.dataset.conversation_encoding import ChunkEncoder, EncodingJob, SetType
-from colossal_llama2.dataset.conversation_files import Chunk, first_cut, recognise_file
+from colossal_llama2.dataset.conversation_files import first_chunk, recognise_file
 from colossal_llama2.dataset.conversation_layouts import Layout
 from colossal_llama2.dataset.inputs import InputFile
 from colossal_llama2.errors import InputError
@@ -58,13 +58,11 @@ def layouts_of(
     """Tell the layout of each file: the one that is named, else what its first record says.
 
     Raises:
-        InputError: a file is not jsonl, or its layout is not known, or of no use for the set.
+        InputError: a file cannot be read, or its layout is not known, or of no use for the set.
     """
     layouts: list[Layout | None] = []
     for file in files:
-        if file.path.suffix != ".jsonl":
-            raise InputError("is not .jsonl, which is all that is read here", path=file.path, remedy="convert the file")
-        found = recognise_file(file.path, skip_bad_records) if layout == "auto" else layout
+        found = recognise_file(file, skip_bad_records) if layout == "auto" else layout
         if found in USELESS[set_type]:
             lacks = "no answers" if set_type == "sft" else "no two answers of which one is better"
             raise InputError(
@@ -95,7 +93,7 @@ def check_against_transformers(
     for source, (file, layout) in enumerate(zip(files, layouts, strict=True)):
         if layout is None:
             continue
-        chunk = Chunk(file.path, source, 0, first_cut(file.path, _SAMPLE_BYTES), 1, layout)
+        chunk = first_chunk(file, source, layout, _SAMPLE_BYTES)
         for draft in sampling.encode(chunk)[0]:
             for located, encoded in zip(draft.located, draft.encoded, strict=True):
                 if any(job.markers.stand_in(located.text[begin:end]) for begin, end in located.contents):

@@ -166,9 +166,9 @@ class ChunkEncoder:
         low, high = self._job.stage
         for line, raw in read_chunk(chunk):
             tally.counts["records"] += 1
-            place = Place(chunk.path, line)
+            place = Place(chunk.file.path, line)
             try:
-                read = read_record(parse_record(raw, chunk.path, line), chunk.layout, place)
+                read = read_record(parse_record(raw, chunk.file.path, line), chunk.layout, place)
                 key = read.example.key  # of the record as it stands: --system moves nothing to another stage
                 if low <= key < high:
                     example = read.example.with_system(self._job.system)
@@ -206,7 +206,7 @@ class ChunkEncoder:
             if refusal is None:
                 good.append(draft)
             else:
-                place = Place(chunk.path, draft.line)
+                place = Place(chunk.file.path, draft.line)
                 self._refuse(place, place.complaint(refusal, "remove the record"), tally)
         return good
 

@@ -163,7 +163,7 @@ def say(ledger: dict[str, Any]) -> None:
     for entry in ledger["files"]:
         cli.say(f"{entry['file']}: {entry['layout'] or 'no records'}, {entry['used']:,} of {entry['records']:,} used")
     if ledger["ignored_files"]:
-        cli.warn(f"{len(ledger['ignored_files'])} files are not .jsonl and were passed over")
+        cli.warn(f"{len(ledger['ignored_files'])} files are of no kind that is read here and were passed over")
     passed_over: Counter[str] = Counter()
     for entry in ledger["files"]:
         passed_over.update(entry["fields_passed_over"])

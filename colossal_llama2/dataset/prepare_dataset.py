@@ -77,7 +77,7 @@ class PrepareSetSettings:
     type: SetType
     """What the set is for: sft, preference (reward, DPO and their kin) or prompt (PPO, GRPO)."""
     data_input_dirs: str
-    """Folders (searched in depth for .jsonl) or single files, separated by commas."""
+    """Folders (searched in depth), files or patterns, separated by commas: jsonl (also .gz, .zst), parquet or Arrow."""
     tokenizer_dir: Path
     """Tokenizer folder, or a model folder with its tokenizer inside."""
     data_arrow_output_dir: Path
@@ -159,7 +159,7 @@ def _check(settings: PrepareSetSettings) -> _Plan:
         raise InputError("--no_packing is for --type sft; the other sets have a row an example", remedy="leave it out")
     entries = cli.comma_separated(settings.data_input_dirs)
     if not entries:
-        raise InputError("--data_input_dirs names nothing", remedy="name folders or jsonl files, separated by commas")
+        raise InputError("--data_input_dirs names nothing", remedy="name folders or files, separated by commas")
     stage, holdout = stage_keys(settings.data_split, settings.type), parse_holdout(settings.holdout)
     encoder, tokenizer = load_encoder(settings.tokenizer_dir), load_tokenizer(settings.tokenizer_dir)
     files, ignored = find_inputs(entries)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from colossal_llama2.dataset.conversation import ASSISTANT, SYSTEM, USER, Answer, Place, Turn
-from colossal_llama2.dataset.conversation_files import open_file
 from colossal_llama2.dataset.conversation_layouts import read_record, recognise
+from colossal_llama2.dataset.streams import open_stream
 from colossal_llama2.errors import InputError
 from colossal_llama2.jsonl import iterate_lines, parse_record
 from colossal_llama2.outputs import whole_file
@@ -40,7 +40,7 @@ def load_conversations(path: Path) -> list[list[Turn]]:
         InputError: it cannot be read, or holds no conversation, or something else.
     """
     found = []
-    with open_file(path) as file:
+    with open_stream(path, "jsonl") as file:
         for line, raw in iterate_lines(file):
             place = Place(path, line)
             fields = parse_record(raw, path, line)
