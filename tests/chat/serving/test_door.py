@@ -120,6 +120,10 @@ def raw(port: int, sent: bytes) -> bytes:
         return received
 
 
+def test_health_answers_a_question_for_the_head_alone(served: Any) -> None:
+    assert call(served.port, "HEAD", "/health")[::2] == (200, b"")
+
+
 def test_what_is_no_http_is_answered_as_a_bad_request(served: Any) -> None:
     for sent in (
         b"\x16\x03\x01\x02\x00\x01\x00\xff\xff\r\n\r\n",
