@@ -47,7 +47,7 @@ def test_names_of_this_machine_do(served: Any, host: str) -> None:
 def test_pages_of_other_origins_can_do_nothing(served: Any) -> None:
     here = f"http://127.0.0.1:{served.port}"
     assert call(served.port, "POST", "/v1/chat/completions", CHAT, Origin=here)[0] == 200
-    for origin in ("https://evil.example", "null", f"http://127.0.0.1:{served.port + 1}"):
+    for origin in ("https://evil.example", "null", "", "http://[x]", f"http://127.0.0.1:{served.port + 1}"):
         answer = call(served.port, "POST", "/v1/chat/completions", CHAT, Origin=origin)
         assert error_of(answer) == (403, "unknown_origin")
         assert "access-control-allow-origin" not in call(served.port, "GET", "/v1/models", Origin=origin)[1]
