@@ -159,11 +159,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _wait(self, gate: threading.Event) -> None:
         """Wait for the test; comments in between let a client that has gone be noticed."""
-        for _ in range(500):
+        for _ in range(2000):
             if gate.wait(0.02):
                 return
             self.wfile.write(b": waiting\n\n")
-        raise AssertionError("no test opened the gate within ten seconds")
+        raise AssertionError("no test opened the gate within forty seconds")
 
     def _event(self, data: dict[str, Any]) -> None:
         self.wfile.write(f"data: {json.dumps(data)}\n\n".encode())
@@ -225,7 +225,7 @@ class Chat:
 
     def wait_for_kept(self, text: str) -> None:
         """Wait until the browser's database holds a text."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while text not in self.page.evaluate(_KEPT):
             assert time.monotonic() < deadline, f"{text!r} is not kept"
             time.sleep(0.05)
@@ -302,7 +302,7 @@ def open_page(browser: Any, usual_context: Any, server: FakeServer) -> Iterator[
         if before:
             context.add_init_script(before)
         page = context.new_page()
-        page.set_default_timeout(8000)
+        page.set_default_timeout(20_000)
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("console", lambda message: _note(troubles, message))
         page.goto(server.url)

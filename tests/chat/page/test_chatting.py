@@ -29,7 +29,7 @@ def test_stop_keeps_what_has_come_and_hangs_up(server: Any, chat: Any, answer: t
     chat.wait()
     assert chat.answers() == ["The first half"]
     assert chat.texts(".answer .note") == ["Stopped."]
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(20)
     chat.ask("And then?")
     assert [message["content"] for message in server.requests[-1]["messages"]] == [
         *("Tell me everything", "The first half", "And then?"),
@@ -64,6 +64,7 @@ def test_a_reload_keeps_the_conversation_and_it_goes_on(server: Any, chat: Any) 
     assert len(server.requests[-1]["messages"]) == 3
 
 
+@pytest.mark.long
 def test_a_reload_in_the_middle_of_an_answer_keeps_its_beginning(server: Any, chat: Any, answer: type[Any]) -> None:
     server.answers = [answer(["A beginning", "never"], gate=threading.Event())]
     chat.ask("Go on", wait=False)
