@@ -77,12 +77,9 @@ def main(settings: ServeBenchmarkSettings) -> None:
             for number in range(-1, settings.rounds):  # the first one warms up and is not counted
                 for clients in settings.clients:
                     prompts = make_prompts(loop.num_tokens, settings, clients * settings.requests_per_client)
-                    began = time.perf_counter()
-                    answers = asyncio.run(ask_server(base_url, prompts, clients, loop.endless(settings.tokens)))
-                    server = summarise(answers, time.perf_counter() - began)
-                    began = time.perf_counter()
-                    answers = loop.answer(prompts, clients)
-                    plain = summarise(answers, time.perf_counter() - began)
+                    fields = loop.endless(settings.tokens)
+                    server = summarise(*asyncio.run(ask_server(base_url, prompts, clients, fields)))
+                    plain = summarise(*loop.answer(prompts, clients))
                     if number >= 0:
                         figures[clients].append({"server": server, "generate_loop": plain})
                         print(f"round {number}, {clients} clients: {server} / {plain}", flush=True)
@@ -132,8 +129,8 @@ def serving(model_dir: Path, settings: ServeBenchmarkSettings) -> Iterator[str]:
 
 async def ask_server(
     base_url: str, prompts: Sequence[list[int]], clients: int, fields: dict[str, Any]
-) -> list[Answered]:
-    """Let so many clients ask for all prompts, with these fields beside them."""
+) -> tuple[list[Answered], float]:
+    """Let so many clients ask for all prompts, with these fields beside them; return the answers, and the seconds."""
     import openai
 
     waiting, answers = list(reversed(prompts)), []
@@ -144,8 +141,9 @@ async def ask_server(
             while waiting:
                 answers.append(await _ask(api, {**fields, "model": model, "prompt": waiting.pop()}))
 
+        began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
-    return answers
+        return answers, time.perf_counter() - began
 
 
 async def _ask(api: Any, fields: dict[str, Any]) -> Answered:
@@ -177,7 +175,7 @@ class GenerateLoop:
         bias = {str(token): -100 for token in sorted(self._loaded.end_token_ids)}
         return {"max_tokens": tokens, "temperature": 0, "logit_bias": bias}
 
-    def answer(self, prompts: Sequence[list[int]], clients: int) -> list[Answered]:
+    def answer(self, prompts: Sequence[list[int]], clients: int) -> tuple[list[Answered], float]:
         """Answer all prompts; so many of them are there from the beginning, each next one when one is answered."""
         import torch
 
@@ -200,7 +198,7 @@ class GenerateLoop:
             began = sent[number]
             answers.append(Answered(moments.first - began, ended - began, output.shape[1] - len(prompt)))
             sent.append(ended)
-        return answers
+        return answers, ended - sent[0]
 
 
 class _Moments:

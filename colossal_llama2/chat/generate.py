@@ -47,7 +47,7 @@ def main(settings: GenerateSettings) -> None:
     loaded = load_for_inference(settings.model, settings.device, settings.adapter)
     asking = Asking(loaded, settings.options, settings.chat, settings.chat_template)
     if prompt is None:
-        answer_file(loaded, asking, settings.files, settings.options)
+        answer_file(loaded, asking, settings.files, settings.options, cli.as_yaml(settings))
     else:
         continue_prompt(loaded, asking.text(prompt), settings.options)
 

@@ -96,12 +96,27 @@ def check_files(files: FileOptions) -> None:
         return
     if files.output_file.resolve() == files.input_file.resolve():
         raise InputError("is read too", path=files.output_file, remedy="name another --output_file")
-    refuse_folder(files.output_file)
-    refuse_existing(files.output_file, files.overwrite)
+    for path in (files.output_file, settings_file(files.output_file)):
+        refuse_folder(path)
+        refuse_existing(path, files.overwrite)
 
 
-def answer_file(loaded: LoadedModel, asking: Asking, files: FileOptions, options: GenerationOptions) -> None:
+def settings_file(output_file: Path) -> Path:
+    """Return where the settings go: beside the answers."""
+    return output_file.with_name(output_file.name.removesuffix(".jsonl") + ".settings.yaml")
+
+
+def answer_file(
+    loaded: LoadedModel, asking: Asking, files: FileOptions, options: GenerationOptions, settings: str
+) -> None:
     """Answer every record of a file; figures go to standard error.
+
+    Args:
+        loaded: the model.
+        asking: makes prompts.
+        files: what is read and written.
+        options: how the model writes.
+        settings: the whole command's, as YAML, kept beside the answers.
 
     Raises:
         InputError: a record is no prompt, does not fit the context, or holds an answer already; nothing is written.
@@ -116,10 +131,14 @@ def answer_file(loaded: LoadedModel, asking: Asking, files: FileOptions, options
     with tqdm(total=len(prompts), unit=" prompts", disable=not sys.stderr.isatty(), leave=False) as bar:
         written = continue_in_batches(loaded, prompts, options, files.batch_size, bar.update)
     seconds = time.perf_counter() - started
-    with whole_file(files.output_file, files.overwrite) as work, work.open("w", encoding="utf-8") as file:
-        for record, prompt, one in zip(records, prompts, written, strict=True):
-            ledger = {"prompt_tokens": len(prompt.ids), "answer_tokens": len(one.ids), "finish": one.finish}
-            file.write(json.dumps({**record, ANSWER: one.text, LEDGER: ledger}, ensure_ascii=False) + "\n")
+    lines = []
+    for record, prompt, one in zip(records, prompts, written, strict=True):
+        ledger = {"prompt_tokens": len(prompt.ids), "answer_tokens": len(one.ids), "finish": one.finish}
+        lines.append(json.dumps({**record, ANSWER: one.text, LEDGER: ledger}, ensure_ascii=False) + "\n")
+    beside = settings_file(files.output_file)
+    with whole_file(beside, files.overwrite) as record_of_it, whole_file(files.output_file, files.overwrite) as work:
+        record_of_it.write_text(settings, encoding="utf-8")
+        work.write_text("".join(lines), encoding="utf-8")
     print(f"[{_summary(written, seconds)}]", file=sys.stderr, flush=True)
 
 

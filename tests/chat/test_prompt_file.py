@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from colossal_llama2 import cli
 from colossal_llama2.chat.generate import GenerateSettings, main
 from colossal_llama2.chat.generation import GenerationOptions
 from colossal_llama2.chat.prompt_file import FileOptions
@@ -46,6 +47,8 @@ def test_records_keep_their_fields_and_order(
     told = capsys.readouterr()
     assert told.out == ""
     assert "4 answers" in told.err
+    again = cli.parse(GenerateSettings, ["--config", str(tmp_path / "answers.settings.yaml")])
+    assert (again.options, again.files.output_file) == (GREEDY, tmp_path / "answers.jsonl")
 
 
 def test_a_text_may_be_asked_as_a_message(

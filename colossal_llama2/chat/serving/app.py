@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -96,8 +97,8 @@ class Api:
             events = reply.events(fields.stream_options is not None and fields.stream_options.include_usage)
             first = await while_there(request.receive, anext(events))
             handed_over = True
-            body = _with_first(first, events, ticket, service)
-            return EventStream(body, self._limits.max_seconds, said)
+            ended = functools.partial(_cancel, ticket, service)
+            return EventStream(_with_first(first, events), self._limits.max_seconds, said, ended)
         finally:
             if not handed_over:
                 _cancel(ticket, service)
@@ -134,15 +135,10 @@ def _sender(file: PageFile) -> Any:
     return send
 
 
-async def _with_first(
-    first: bytes, events: AsyncIterator[bytes], ticket: Ticket, service: ModelService
-) -> AsyncIterator[bytes]:
-    try:
-        yield first
-        async for event in events:
-            yield event
-    finally:
-        _cancel(ticket, service)
+async def _with_first(first: bytes, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for event in events:
+        yield event
 
 
 def _cancel(ticket: Ticket, service: ModelService) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from starlette.responses import Response
@@ -77,16 +77,23 @@ class EventStream(Response):
     """Server-sent events, sent as they come.
 
     Args:
-        events: the events; what they have begun is to be ended when they are closed.
+        events: the events.
         seconds: how long a client may take to receive one.
         headers: beside those of every stream.
+        ended: called when no more will be sent, whether all was or not.
     """
 
-    def __init__(self, events: AsyncIterator[bytes], seconds: float, headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        seconds: float,
+        headers: Mapping[str, str],
+        ended: Callable[[], object],
+    ) -> None:
         super().__init__(media_type="text/event-stream", headers={**_STREAM_HEADERS, **headers})
         # A plain response knows its length, a stream does not.
         self.raw_headers = [(name, value) for name, value in self.raw_headers if name != b"content-length"]
-        self._events, self._seconds = events, seconds
+        self._events, self._seconds, self._ended = events, seconds, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send them all, unless the client goes away, or takes too long to receive."""
@@ -94,6 +101,8 @@ class EventStream(Response):
             await while_there(receive, self._send_all(send))
         except (GoneError, TimeoutError, OSError):
             scope.setdefault("state", {})["gone"] = True
+        finally:
+            self._ended()
 
     async def _send_all(self, send: Send) -> None:
         await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -85,10 +85,11 @@ class Worker:
                     self._changed.wait()
                 if self._stopping:
                     break
-                self._drop_cancelled()
-                self._admit()
-                self._show_load()
             try:
+                with self._changed:
+                    self._drop_cancelled()
+                    self._admit()
+                    self._show_load()
                 self._advance()
             except Exception:
                 traceback.print_exc()
@@ -107,9 +108,9 @@ class Worker:
             if job.ticket.cancelled:
                 self._leave(job, "cancelled")
             elif now > job.ticket.deadline:
-                text, _ = job.text.finish("length")
+                text, reason = job.text.finish("length")
                 self._leave(job, "timed_out")
-                job.ticket.post([Part(job.index, text, len(job.writing.written), "length")])
+                job.ticket.post([Part(job.index, text, len(job.writing.written), reason)])
         for group in list(self._waiting):
             ticket = group[0].ticket
             if ticket.cancelled or now > ticket.deadline:

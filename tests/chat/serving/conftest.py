@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ pytest.importorskip("prometheus_client", reason="pip install -r requirements-dev
 from prometheus_client.parser import text_string_to_metric_families
 
 from colossal_llama2.chat.serving.metrics import Metrics
+from colossal_llama2.chat.serving.model_names import model_names
 from colossal_llama2.chat.serving.model_service import ServiceOptions
 from colossal_llama2.chat.serving.serve import bound_socket, load_services
 from colossal_llama2.chat.serving.server import Server
@@ -104,10 +105,14 @@ def serve(long_model_dir: Path) -> Callable[..., AbstractContextManager[Served]]
 
     @contextlib.contextmanager
     def run(
-        keys: tuple[bytes, ...] = (), words: WordFilter | None = None, allow_origin: tuple[str, ...] = (), **limits: Any
+        keys: tuple[bytes, ...] = (),
+        words: WordFilter | None = None,
+        allow_origin: tuple[str, ...] = (),
+        models: Sequence[Path] = (long_model_dir,),
+        **limits: Any,
     ) -> Iterator[Served]:
         bounds, metrics = LimitOptions(**limits), Metrics()
-        services = load_services([long_model_dir], ["rambler"], "cpu", ServiceOptions(bounds, words), metrics)
+        services = load_services(models, model_names(models), "cpu", ServiceOptions(bounds, words), metrics)
         server = Server(services, DoorOptions(allow_origin=allow_origin), bounds, keys, metrics)
         ready, loops = threading.Event(), []
 

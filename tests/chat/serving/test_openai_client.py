@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -200,6 +202,34 @@ def test_beyond_its_queue_a_server_says_when_to_come_back(serve: Callable[..., A
         waiting.join(10)
         assert full.figure("texts_total", reason="length") == 1, "what waited is written when the other has left"
         assert chat(client, max_tokens=1).choices
+
+
+def test_models_stand_side_by_side(
+    serve: Callable[..., AbstractContextManager[Any]],
+    long_model_dir: Path,
+    byte_level_tokenizer_dir: Path,
+    tmp_path: Path,
+) -> None:
+    base = tmp_path / "base"  # as a base model is: without a chat template
+    shutil.copytree(long_model_dir, base)
+    (base / "tokenizer.model").unlink()
+    for path in byte_level_tokenizer_dir.iterdir():
+        shutil.copyfile(path, base / path.name)
+    with (
+        serve(models=[long_model_dir, base]) as both,
+        openai.OpenAI(base_url=both.base_url, api_key="x", max_retries=0) as client,
+    ):
+        listed = {model.id: model.model_extra for model in client.models.list().data}
+        assert [extra and extra["chat"] for extra in listed.values()] == [True, False]
+        texts = {
+            name: client.completions.create(model=name, prompt="the quick", temperature=0).choices[0].text
+            for name in listed
+        }
+        assert len(set(texts.values())) == 2
+        assert chat(client, max_tokens=3).model == "rambler"
+        with pytest.raises(openai.BadRequestError) as caught:
+            chat(client, model="base")
+        assert (caught.value.code, caught.value.param) == ("no_chat_template", "model")
 
 
 def test_without_the_key_nothing_is_answered(serve: Callable[..., AbstractContextManager[Any]]) -> None:
