@@ -23,7 +23,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.inference import LoadedModel
 from colossal_llama2.tokenizer.loading import load_encoder, load_tokenizer
 
-unhurried = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FRAGMENTS = ["a", " ", "\n", "the quick", "fox", "你好", "鿃", "😀", "</s>", "<s>", "<|im_end|>", "[INST]", "9"]
 THOUGHTFUL = (
     "{% for m in messages %}{% if m.role == 'assistant' and not loop.last %}"

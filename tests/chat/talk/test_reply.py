@@ -13,7 +13,7 @@ from colossal_llama2.chat.streaming import TextStream
 from colossal_llama2.chat.talk.reply import ReplyStream
 from colossal_llama2.tokenizer.loading import load_encoder, load_tokenizer
 
-SLOW_FIXTURE = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW_FIXTURE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TEXT = st.lists(st.sampled_from(["the quick", " fox", "今天", "鑫犇", "🙂", "\n", "END", "EN", "D"]), max_size=8)
 
 
