@@ -76,7 +76,9 @@ def test_it_generates(
     folder = quantised(method, with_head)
     capfd.readouterr()
     loaded = load_for_inference(folder, "cpu")
-    answer = loaded.model.generate(IDS[:1], max_new_tokens=5, min_new_tokens=5, pad_token_id=0)
+    answer = loaded.model.generate(  # type: ignore[operator]
+        IDS[:1], max_new_tokens=5, min_new_tokens=5, pad_token_id=0
+    )
     assert answer.shape == (1, 25)
     assert "it/s" not in capfd.readouterr().err
 

@@ -131,6 +131,12 @@ def test_the_plan_has_a_line_for_each_format(tiny_model_dir: Path, capsys: pytes
     printed = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in printed[1:]] == ["as stored", "int8", "int4-gptq", "nf4"]
     assert all(line.split()[-2] == "0.50" for line in printed[1:])
-    for wrong in ({"tokens": 0}, {"rows": 0}, {"group_size": 4}):
-        with pytest.raises(InputError, match=f"--{next(iter(wrong))}"):
-            plan_inference(replace(PlanInferenceSettings(tiny_model_dir), **wrong))
+    base = PlanInferenceSettings(tiny_model_dir)
+    wrong = {
+        "tokens": replace(base, tokens=0),
+        "rows": replace(base, rows=0),
+        "group_size": replace(base, group_size=4),
+    }
+    for name, asked in wrong.items():
+        with pytest.raises(InputError, match=f"--{name} is"):
+            plan_inference(asked)
