@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def load_conversations(path: Path) -> list[list[Turn]]:
     """
     found = []
     with open_stream(path, "jsonl") as file:
-        for line, raw in iterate_lines(file):
+        for line, raw in iterate_lines(io.BufferedReader(file)):  # type: ignore[type-var]  # it comes raw
             place = Place(path, line)
             fields = parse_record(raw, path, line)
             layout = recognise(fields)
