@@ -37,11 +37,11 @@ def streamed(chunks: Any) -> tuple[str, Any, Any]:
 
 
 def wait_for(true: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if true():
             return
         time.sleep(0.01)
-    raise AssertionError("it did not come true within 5 seconds")
+    raise AssertionError("it did not come true within half a minute")
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:

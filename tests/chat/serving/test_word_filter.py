@@ -71,7 +71,9 @@ def stream(parts: list[str]) -> tuple[list[str], str]:
     return [*sent, text], reason
 
 
-_PIECES = st.sampled_from(["ass", "as", "s", "a", "in", "'s", " ", "bad", "word", "坏", "人", "x", ".", "b", "\u200b", "\n"])
+_PIECES = st.sampled_from(
+    ["ass", "as", "s", "a", "in", "'s", " ", "bad", "word", "坏", "人", "x", ".", "b", "\u200b", "\n"]
+)
 
 
 @given(st.lists(_PIECES, max_size=30))
