@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOLERANCE = 0.15
 _SMALL = Case()
 _WIDE = replace(_SMALL, hidden=384, intermediate=1024, kv_heads=6, vocab=8192)
+_DEEP = replace(_SMALL, layers=8, rows=8)
 _PLUGINS: tuple[PluginName, ...] = ("zero2", "zero2_cpu", "gemini", "gemini_auto", "ddp")
 _OTHER_KINDS: tuple[PluginName, ...] = ("zero2", "gemini", "ddp")
 CPU_CASES = [
@@ -45,6 +46,9 @@ CPU_CASES = [
     replace(_SMALL, rows=1, length=768, kv_heads=6),
     replace(_SMALL, rows=16, length=64, precision="fp32", plugin="ddp"),
     replace(_SMALL, vocab=32768, rows=4),
+    *(replace(_DEEP, plugin=p, checkpoint_layers=n) for p in _OTHER_KINDS for n in (0, 2, 4, 6, 8)),
+    replace(_DEEP, ranks=2, checkpoint_layers=4),
+    *(replace(_SMALL, plugin=p, vocab=32768, rows=20, defer=True) for p in _OTHER_KINDS),
 ]
 _BILLION = Case(
     rows=4, length=2048, flash=True, hidden=2048, intermediate=5632, layers=22, heads=32, kv_heads=4, vocab=69120
@@ -56,6 +60,7 @@ GPU_CASES = [
     replace(_BILLION, precision="fp32", flash=False, rows=1),
     replace(_BILLION, precision="fp16", tied=True, recompute=True, rows=16),
     replace(_BILLION, frozen=True, recompute=True, rows=8),
+    *(replace(_BILLION, defer=True, checkpoint_layers=n) for n in (0, 8, 16, 22)),
 ]
 
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from colossal_llama2.dataset.batches import Batch, collate
 from colossal_llama2.dataset.parts import Row
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
+from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training, recomputed_layers
 from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.session import AdamSettings, Session
@@ -49,6 +49,8 @@ class Case:
         plugin, precision: as in train.py.
         rows, length, accumulation: of a micro-batch, and micro-batches of a step.
         recompute, flash, frozen: switches of train.py.
+        checkpoint_layers: so many layers are recomputed, where not all.
+        defer: the loss takes the head itself, as in pretraining.
         tied: embedding and head are one.
         hidden, intermediate, layers, heads, kv_heads, vocab: of the model.
     """
@@ -60,6 +62,8 @@ class Case:
     length: int = 128
     accumulation: int = 1
     recompute: bool = False
+    checkpoint_layers: int = 0
+    defer: bool = False
     flash: bool = False
     frozen: bool = False
     tied: bool = False
@@ -79,6 +83,8 @@ class Case:
             accumulation_steps=self.accumulation,
             max_length=self.length,
             use_grad_checkpoint=self.recompute,
+            checkpoint_layers=self.checkpoint_layers,
+            defers_head=self.defer,
             use_flash_attn=self.flash and torch.cuda.is_available(),
             freeze_non_embeds_params=self.frozen,
         )
@@ -112,6 +118,9 @@ def build_model(case: Case) -> Any:
         freeze_all_but_embeddings(model)
     if case.recompute:
         recompute_activations(model)
+    elif case.checkpoint_layers:
+        (chosen,) = recomputed_layers(case.checkpoint_layers, case.layers, 1)
+        recompute_activations(model, chosen)
     return model
 
 
@@ -146,6 +155,8 @@ def _train(case: Case) -> dict[str, int]:
     settings = PluginSettings(plugin=case.plugin, precision=case.precision)  # type: ignore[arg-type]
     groups, accumulates = decay_groups(model, 0.1), case.accumulation > 1
     session = Session(settings, model, groups, AdamSettings(), lambda step: 1.0, accumulates=accumulates)
+    if case.defer:
+        session.defer_head()
     micro_batches = [_batch(case, seed) for seed in range(case.accumulation)]
     for step in range(STEPS):
         last = step == STEPS - 1

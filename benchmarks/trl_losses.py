@@ -108,8 +108,8 @@ def named_pairs(model: Any, batch: Batch) -> Pairs:
 def our_sft(model: Any, reference: Any, batch: Batch) -> torch.Tensor:
     """Take the mean loss over learned tokens."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    losses, _ = next_token_losses(logits, batch["labels"])
-    return losses.mean()
+    found = next_token_losses(logits, batch["labels"])
+    return found.loss_sum / len(found.targets)
 
 
 def our_reward(model: Any, reference: Any, batch: Batch) -> torch.Tensor:

@@ -175,7 +175,7 @@ class Distill(Stage):
         rows = min(said.shape[-1], output.logits.shape[-1])  # what one has more stands for no token
         options = self.settings.distill
         how = Distillation(options.distill_temperature, kl_share=1.0 - options.distill_ce_weight)
-        labels = batch.labels.to(ranks.device(), non_blocking=True)
+        labels = ranks.on_device(batch.labels)
         sums = distill_sums(output.logits[..., :rows], said[..., :rows], labels, how)
         return LossSums(sums.loss, {"kl": sums.kl, "cross_entropy": sums.cross_entropy})
 

@@ -40,7 +40,7 @@ class EmbeddingNoise:
             embedding.register_forward_hook(self._add)
 
     def _see_documents(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        self._bounds = kwargs["cu_seq_lens_q"].tolist()
+        self._bounds = [0, *itertools.accumulate(kwargs["documents"].lengths)]
 
     def _add(self, module: Any, args: tuple[torch.Tensor, ...], embedded: torch.Tensor) -> torch.Tensor:
         if not module.training:

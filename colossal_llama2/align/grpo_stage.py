@@ -26,7 +26,7 @@ from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.embedding_names import build_without_memory
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
-from colossal_llama2.model.pretrained import check_attention, load_for_training, recompute_activations
+from colossal_llama2.model.pretrained import check_attention, load_for_training
 from colossal_llama2.model.scalar_head import load_scorer
 from colossal_llama2.tokenizer.folder import with_chat_template
 from colossal_llama2.tokenizer.loading import load_tokenizer
@@ -37,6 +37,8 @@ from colossal_llama2.train.checkpoints import (
 )
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import prepare_folders
+from colossal_llama2.train.kernels import choose_kernels
+from colossal_llama2.train.recomputation import recompute_as_asked
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.stopping import StopRequest
 from colossal_llama2.train.trained import mark_trained
@@ -143,8 +145,8 @@ def _build_actor(settings: GrpoSettings, opened: OpenedGrpo, total_steps: int) -
         opened.start.weights_dir, settings.parallel.mixed_precision, settings.model.use_flash_attn
     )
     undecayed = mark_trained(model, trained, opened.start, options.seed)
-    if settings.model.use_grad_checkpoint:
-        recompute_activations(model)
+    recompute_as_asked(settings, model)
+    choose_kernels(settings, model)
     flops = step_flops(model)
     cli.say(f"trained: {trained.name}; {describe_trained(model)}")
     updates = max(total_steps, 1) * grpo.grpo_epochs * grpo.grpo_minibatches

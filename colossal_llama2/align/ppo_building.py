@@ -26,12 +26,14 @@ from colossal_llama2.engine.companions import Companion
 from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
-from colossal_llama2.model.pretrained import load_for_training, recompute_activations
+from colossal_llama2.model.pretrained import load_for_training
 from colossal_llama2.model.scalar_head import is_scorer, load_scorer, scorer_config
 from colossal_llama2.tokenizer.folder import with_chat_template
 from colossal_llama2.tokenizer.loading import load_tokenizer
 from colossal_llama2.train.checkpoints import CRITIC, Checkpoints, Position, SavePolicy
 from colossal_llama2.train.flops import peak_flops, step_flops
+from colossal_llama2.train.kernels import choose_kernels
+from colossal_llama2.train.recomputation import recompute_as_asked
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.stopping import StopRequest
@@ -123,8 +125,8 @@ def _build_critic(settings: PpoSettings, total_steps: int) -> Session:
 
 def _boost(settings: PpoSettings, model: nn.Module, rollouts: int, lr: float, undecayed: list[nn.Parameter]) -> Session:
     options, ppo = settings.optimizer, settings.ppo
-    if settings.model.use_grad_checkpoint:
-        recompute_activations(model)
+    recompute_as_asked(settings, model)
+    choose_kernels(settings, model)
     updates = max(rollouts, 1) * ppo.ppo_epochs * ppo.ppo_minibatches
     warmup = default_warmup_steps(updates) if options.warmup_steps is None else options.warmup_steps
     return Session(

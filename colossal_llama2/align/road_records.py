@@ -26,7 +26,8 @@ _FREE: Final = frozenset(
     {
         *("save_interval", "keep_checkpoints", "async_save", "log_interval", "tensorboard_dir", "num_workers"),
         *("encoder", "executor", "ray_address", "data_cache_dir", "data_jsonl_output_dir", "stage", "overwrite"),
-        *("load_checkpoint", "config_file", "use_grad_checkpoint", "use_flash_attn"),
+        *("load_checkpoint", "config_file", "use_grad_checkpoint", "use_flash_attn", "fused_kernels", "compile"),
+        *("checkpoint_layers", "activation_budget", "offload_fraction", "profile"),
     }
 )
 

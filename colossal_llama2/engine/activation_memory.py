@@ -47,7 +47,6 @@ class MicroBatch:
         element: bytes of what matmuls compute in.
         autocast: weights and residual stream are fp32 and matmuls in half precision (ddp).
         flash: attention by the variable-length kernel, which groups heads itself.
-        recompute: layers keep their input alone and are computed again in the backward pass.
         kept: which inputs training needs.
         tp: tensor-parallel ranks that share heads, MLP width and vocabulary.
         stream_split: ranks that share the sequence between blocks.
@@ -59,7 +58,6 @@ class MicroBatch:
     element: int = HALF
     autocast: bool = False
     flash: bool = False
-    recompute: bool = False
     kept: KeptInputs = KeptInputs()
     tp: int = 1
     stream_split: int = 1

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from colossal_llama2.engine import compat
+from colossal_llama2.engine.guard import Guard
 
 compat.install()
 
@@ -44,6 +45,7 @@ class FusedAdamW(HybridAdam):
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": True}
         NVMeOptimizer.__init__(self, params, defaults, 0.0, None)
         self.adamw_mode = True
+        self.guard: Guard | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, div_scale: float = -1) -> Any:
@@ -57,8 +59,9 @@ class FusedAdamW(HybridAdam):
         self._pre_step()
         for group in self.param_groups:
             for (device, _, step), bucket in self._buckets(group, copy_gradients=div_scale > 0).items():
-                scale = torch.tensor(float(div_scale), device=device) if div_scale > 0 else None
-                self._update(group, bucket, torch.tensor(float(step), device=device), scale)
+                # filled and not copied from the host: a copy waits for the device
+                scale = torch.full((), float(div_scale), device=device) if div_scale > 0 else None
+                self._update(group, bucket, torch.full((), float(step), device=device), scale)
         self._post_step()
         return loss
 
@@ -107,7 +110,7 @@ class FusedAdamW(HybridAdam):
             amsgrad=False,
             maximize=False,
             grad_scale=scale,
-            found_inf=None,
+            found_inf=None if self.guard is None else self.guard.blocked.to(parameters[0].device),
         )
 
 

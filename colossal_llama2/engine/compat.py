@@ -41,6 +41,7 @@ def install() -> None:
         _patch_padded_vocabulary()
         _patch_stages_without_gradients()
         _patch_ddp_inside_3d()
+        _patch_zero_update()
         if not torch.cuda.is_available():
             _use_cpu_accelerator()
             _patch_zero_on_cpu()
@@ -206,6 +207,24 @@ def _patch_ddp_inside_3d() -> None:
             super().__init__(*args, **{**kwargs, "use_ddp": False})
 
     plugin.HybridParallelModule = HybridParallelModule
+
+
+def _patch_zero_update() -> None:
+    """low_level_optim.py:297-715 costs more than the arithmetic: a copy of all gradients in fp32, a wait for the device
+    to read their norm, and a way through buffers for ranks that are not there.
+
+    `streamed_update`, `device_norm` and `lone_rank` come to the same numbers; goes when ColossalAI does without.
+    """
+    from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer as Zero
+
+    from colossal_llama2.engine.device_norm import clip_by_norm, group_norm
+    from colossal_llama2.engine.lone_rank import keeping_gradients
+    from colossal_llama2.engine.streamed_update import step_in_pieces
+
+    for name in ("step", "_compute_grad_norm", "_unscale_and_clip_grads"):
+        _must_have(Zero, name)
+    Zero.step, Zero._compute_grad_norm, Zero._unscale_and_clip_grads = step_in_pieces, group_norm, clip_by_norm
+    Zero._add_to_bucket = keeping_gradients(_must_have(Zero, "_add_to_bucket"))
 
 
 def _use_cpu_accelerator() -> None:

@@ -13,6 +13,7 @@ from colossal_llama2.engine.chunked_loss import HeadPlace
 from colossal_llama2.engine.deferred_head import DeferredHead, can_defer
 from colossal_llama2.engine.master_weights import boosted_module
 from colossal_llama2.engine.parallel_loss import cross_entropies
+from colossal_llama2.engine.summed_loss import Summed
 
 if TYPE_CHECKING:
     from colossal_llama2.engine.session import Session
@@ -34,7 +35,7 @@ def divided_head(session: Session) -> Any:
     return head if hasattr(head, "new_num_embeddings") else None
 
 
-def defer_head(session: Session) -> CrossEntropies | None:
+def defer_head(session: Session, fused: bool) -> CrossEntropies | None:
     """Take the head out of the forward pass; return what takes cross-entropies of hidden states, None if it stays."""
     model: Any = boosted_module(session.model)
     # A pipeline's schedule wants the output of its last stage to be what it was made for.
@@ -45,7 +46,21 @@ def defer_head(session: Session) -> CrossEntropies | None:
         from colossalai.tensor.param_op_hook import ColoParamOpHookManager
 
         hooks = partial(ColoParamOpHookManager.use_hooks, *session.model.hooks)
-    return DeferredHead(model.get_output_embeddings(), _place(session), session.autocast, hooks).cross_entropies
+    return DeferredHead(model.get_output_embeddings(), _place(session), session.autocast, hooks, fused)
+
+
+def expect_gradient(cross_entropies: CrossEntropies, gradient: float) -> None:
+    """Tell a deferred head what gradient the next sums will get, so that fp16 is scaled where it is rounded."""
+    if isinstance(cross_entropies, DeferredHead):
+        cross_entropies.upstream = gradient or 1.0
+
+
+def summed(cross_entropies: CrossEntropies, predicted: torch.Tensor, targets: torch.Tensor) -> Summed:
+    """Take the sum of cross-entropies in the way that costs least, and themselves without a gradient."""
+    if isinstance(cross_entropies, DeferredHead):
+        return cross_entropies.summed(predicted, targets)
+    losses = cross_entropies(predicted, targets)
+    return Summed(losses.sum(), losses.detach())
 
 
 def _place(session: Session) -> HeadPlace:

@@ -149,8 +149,9 @@ def _host(shape: ModelShape, request: PlanRequest, state: StateMemory) -> HostMe
     element = FULL if request.layout.plugin == "ddp" else request.training.element
     stored = shape.stored_bytes or shape.numel * getattr(torch, shape.stored_dtype).itemsize
     rounded = rounds_weights(shape.stored_dtype, request.training.precision) and request.layout.plugin != "ddp"
+    loading = max(stored, element * shape.numel) + (min(stored, element * shape.numel) if rounded else 0)
     return HostMemory(
         training=state.weights_host + state.optimizer_host + state.gradients_host + state.rounding_host,
         update=state.update_host,
-        loading=max(stored, element * shape.numel) + (min(stored, element * shape.numel) if rounded else 0),
+        loading=max(loading, state.boosting_host + (stored if rounded else 0)),
     )

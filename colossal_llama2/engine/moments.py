@@ -11,10 +11,9 @@ from colossal_llama2.engine.activation_memory import (
     checkpoint_bytes,
     ends_bytes,
     layer_bytes,
-    logits_backward_bytes,
-    logits_forward_bytes,
     working_bytes,
 )
+from colossal_llama2.engine.head_memory import defers, loss_bytes
 from colossal_llama2.engine.plan_request import (
     Held,
     PlanRequest,
@@ -22,10 +21,12 @@ from colossal_llama2.engine.plan_request import (
     layers_of_stages,
     micro_batch_of,
     padded_vocab,
+    recomputed_layers,
 )
 from colossal_llama2.engine.state_memory import StateMemory, state_memory
 from colossal_llama2.model.model_shape import ModelShape
 
+_AFTER_BACKWARD = ("the update", "the new weights", "a checkpoint")
 KINDS = ("weights", "optimizer", "gradients", "activations", "logits", "working", "communication")
 
 
@@ -69,12 +70,28 @@ def moments_of(shape: ModelShape, request: PlanRequest, stage: int = 0) -> tuple
         state=state_memory(shape, request, stage),
         held=tuple(held_parameters(shape, request, stage)),
         num_layers=len(layers_of_stages(shape.layers, request.layout.pp)[stage]),
+        num_recomputed=len(_recomputed(shape, request)[stage]),
         is_last=stage == request.layout.pp - 1,
         in_flight=min(request.layout.pp - stage, request.training.accumulation_steps),
     )
-    found = [view.loss(), view.head_gradient(), view.layer(0), view.layer(view.num_layers - 1)]
+    # Going backward, the fullest layers are the last, the last recomputed (when all others have gone), and the first.
+    layers = {0, view.num_layers - view.num_recomputed, view.num_layers - 1} & set(range(view.num_layers))
+    found = [view.loss(), view.head_gradient(), *map(view.layer, sorted(layers))]
     found += [view.embedding_gradient(), view.update(), view.gather(), view.save()]
     return tuple(found)
+
+
+def activation_peak(shape: ModelShape, request: PlanRequest) -> int:
+    """Return the most bytes of activations at a time, gradients inside a layer and recomputed ones among them."""
+    stages = [moments_of(shape, request, stage) for stage in range(request.layout.pp)]
+    return max(m.activations + m.working for moments in stages for m in moments if m.name not in _AFTER_BACKWARD)
+
+
+def _recomputed(shape: ModelShape, request: PlanRequest) -> list[range]:
+    """Return the layers of each pipeline stage that are recomputed."""
+    training = request.training
+    wanted = shape.layers if training.use_grad_checkpoint else training.checkpoint_layers
+    return recomputed_layers(wanted, shape.layers, request.layout.pp)
 
 
 @dataclass(frozen=True)
@@ -87,33 +104,31 @@ class _Stage:
     state: StateMemory
     held: tuple[Held, ...]
     num_layers: int
+    num_recomputed: int
     is_last: bool
     in_flight: int
 
     def loss(self) -> Moment:
-        """All activations are there, and the logits in several copies."""
-        logits = max(
-            logits_forward_bytes(self.shape, self.batch, self.vocab),
-            logits_backward_bytes(self.shape, self.batch, self.vocab),
-        )
+        """All activations are there, and the logits in several copies, or chunk by chunk."""
         return self._moment(
             "the loss",
             gradients=self.state.gradients_before,
-            activations=self.waiting + self.num_layers * self.kept_layer + self.ends + self.casts,
-            logits=logits,
+            activations=self.waiting + self.kept_by(self.num_layers) + self.ends + self.casts(self.num_layers),
+            logits=loss_bytes(self.shape, self.batch, self.vocab, self.request),
             communication=self.state.gathered,
         )
 
     def head_gradient(self) -> Moment:
         """The logits' gradient meets the head's; or, when it has gone, the head's is on its way to where it is kept."""
-        logits = self.batch.element * self.batch.tokens * self.vocab
+        whole = not defers(self.shape, self.request)
+        logits = self.batch.element * self.batch.tokens * self.vocab * whole
         head = max((p.numel for p in self.held if p.trained and p.role == "head"), default=0)
         own = self.batch.element * head
         kept = self.state.single_bytes * head or (self.state.largest_gradient if head else 0)
         return self._moment(
             "the head's gradient",
             gradients=max(self.state.gradients_before, self.state.gradients * head // max(self.trained, 1)),
-            activations=self.waiting + self.num_layers * self.kept_layer + self.ends + self.casts,
+            activations=self.waiting + self.kept_by(self.num_layers) + self.ends + self.casts(self.num_layers),
             logits=logits if logits + own > kept else 0,
             communication=own if logits + own > kept else kept,
         )
@@ -121,16 +136,17 @@ class _Stage:
     def layer(self, done: int) -> Moment:
         """A layer goes backward after `done` others: gradients have come, activations have gone."""
         left = self.num_layers - done
-        whole = layer_bytes(self.shape, self.batch) if self.batch.recompute else 0
+        whole = layer_bytes(self.shape, self.batch) if left <= self.num_recomputed else 0
+        name = "the last layer's backward" if done == 0 else "the first layer's backward"
         arrived = sum(p.numel for p in self.held if p.trained and p.role in ("head", "other"))
         arrived += sum(p.numel for p in self.held if p.trained and p.role == "layer") * done // max(self.num_layers, 1)
         pending = min(self.state.pending, arrived)
         return self._moment(
-            "the last layer's backward" if done == 0 else "the first layer's backward",
+            name if done in (0, self.num_layers - 1) else "a recomputed layer",
             gradients=max(
                 self.state.gradients_before, self.state.gradients * (arrived - pending) // max(self.trained, 1)
             ),
-            activations=self.waiting + left * self.kept_layer + self.casts * left // max(self.num_layers, 1),
+            activations=self.waiting + self.kept_by(left) + self.casts(left),
             working=whole + working_bytes(self.shape, self.batch),
             communication=self.state.open_chunks + self.state.pending_bytes * pending + self.tied_gradient,
         )
@@ -165,10 +181,11 @@ class _Stage:
             **kinds,
         )
 
-    @property
-    def kept_layer(self) -> int:
-        """Bytes a layer keeps from forward to backward."""
-        return (checkpoint_bytes if self.batch.recompute else layer_bytes)(self.shape, self.batch)
+    def kept_by(self, layers: int) -> int:
+        """Bytes that the first so many layers keep from forward to backward."""
+        recomputed = min(self.num_recomputed, layers)
+        plain = (layers - recomputed) * layer_bytes(self.shape, self.batch)
+        return recomputed * checkpoint_bytes(self.shape, self.batch) + plain
 
     @property
     def ends(self) -> int:
@@ -181,16 +198,20 @@ class _Stage:
         if self.request.layout.pp == 1:
             return 0
         doors = 2 * self.in_flight * checkpoint_bytes(self.shape, self.batch)
-        return (self.in_flight - 1) * (self.num_layers * self.kept_layer + self.ends) + doors
+        return (self.in_flight - 1) * (self.kept_by(self.num_layers) + self.ends) + doors
 
-    @property
-    def casts(self) -> int:
-        """Bytes of autocast's half-precision weights, kept by every product, or by the head's alone."""
+    def casts(self, layers: int) -> int:
+        """Bytes of autocast's half-precision weights while the first so many layers wait for their backward pass.
+
+        Kept by every product whose layer is not recomputed, and by the head's.
+        """
         if not self.batch.autocast:
             return 0
-        roles = ("head",) if self.batch.recompute else ("head", "layer")
         tied = sum(p.numel for p in self.held if p.role == "embedding") if self.shape.tied else 0
-        return HALF * (tied + sum(p.numel for p in self.held if p.is_matrix and p.role in roles))
+        head = sum(p.numel for p in self.held if p.is_matrix and p.role == "head")
+        inside = sum(p.numel for p in self.held if p.is_matrix and p.role == "layer")
+        plain = layers - min(self.num_recomputed, layers)
+        return HALF * ((tied + head) * layers + inside * plain) // max(self.num_layers, 1)
 
     @property
     def vocab(self) -> int:

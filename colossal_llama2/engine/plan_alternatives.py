@@ -12,14 +12,15 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.model_shape import ModelShape
 
 CRITERION = (
-    "best first: nothing moved to host memory, then nothing recomputed, then tokens enough for a card in a "
-    "micro-batch, then the least communication (ddp, zero2, gemini, 3d)"
+    "best first: nothing moved to host memory, then as few layers recomputed as can be, then tokens enough for a card "
+    "in a micro-batch, then the least communication (ddp, zero2, gemini, 3d)"
 )
 ENOUGH_TOKENS = 4096  # matmuls of this many rows keep a card busy; more of them gain little
 _LARGEST_MICRO_BATCH = 64
 _DATA_PARALLEL: tuple[PluginName, ...] = ("ddp", "zero2", "gemini", "zero2_cpu", "gemini_auto")
 _LEAST_COMMUNICATION: tuple[PluginName, ...] = ("ddp", "zero2", "gemini", "3d", "zero2_cpu", "gemini_auto")
 _OFFLOADING = ("zero2_cpu", "gemini_auto")
+_FRACTIONS = (0.25, 0.5, 0.75, 1.0)  # of masters and moments in host memory (zero2_cpu); the least that fits is shown
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,43 @@ def alternatives(shape: ModelShape, request: PlanRequest, room: Room) -> list[Me
     """
     found: list[MemoryPlan] = []
     for layout in _layouts(request.layout, request.training.accumulation_steps, room.ranks_per_node):
-        for recompute in (False, True):
-            training = replace(request.training, use_grad_checkpoint=recompute)
-            plan = _largest_that_fits(shape, PlanRequest(layout, training), room)
-            if plan is not None:
-                found.append(plan)
+        asked = PlanRequest(layout, replace(request.training, use_grad_checkpoint=False, checkpoint_layers=0))
+        everything = replace(asked, training=replace(asked.training, use_grad_checkpoint=True))
+        plans = [_least_offloaded(shape, asked, room), _least_offloaded(shape, everything, room)]
+        if plans[1] is not None and (plans[0] is None or not _is_enough(plans[0])):
+            plans.append(_some_layers(shape, plans[1].request, room))
+        found += [plan for plan in plans if plan is not None]
     return sorted(found, key=_rank)
+
+
+def _least_offloaded(shape: ModelShape, request: PlanRequest, room: Room) -> MemoryPlan | None:
+    """Keep as little in host memory as leaves room for a micro-batch that is enough, or else for one at all."""
+    if request.layout.plugin != "zero2_cpu":
+        return _largest_that_fits(shape, request, room)
+    layouts = [replace(request.layout, offload_fraction=fraction) for fraction in _FRACTIONS]
+    plans = [_largest_that_fits(shape, replace(request, layout=layout), room) for layout in layouts]
+    fitting = [plan for plan in plans if plan is not None]
+    return next((plan for plan in fitting if _is_enough(plan)), next(iter(fitting), None))
+
+
+def _some_layers(shape: ModelShape, request: PlanRequest, room: Room) -> MemoryPlan | None:
+    """Recompute the fewest layers that leave room for a micro-batch that is just enough; None where that is all."""
+    rows = -(-ENOUGH_TOKENS // request.training.max_length)
+    training = replace(request.training, use_grad_checkpoint=False, micro_batch_size=rows)
+    found, least, most = None, 1, shape.layers - 1
+    while least <= most:
+        layers = (least + most) // 2
+        plan = predict(shape, replace(request, training=replace(training, checkpoint_layers=layers)))
+        if room.holds(plan):
+            found, most = plan, layers - 1
+        else:
+            least = layers + 1
+    return found
+
+
+def _is_enough(plan: MemoryPlan) -> bool:
+    training = plan.request.training
+    return training.micro_batch_size * training.max_length >= ENOUGH_TOKENS
 
 
 def _layouts(asked: Layout, accumulation: int, ranks_per_node: int) -> Iterator[Layout]:
@@ -93,7 +125,8 @@ def _rank(plan: MemoryPlan) -> tuple[object, ...]:
     return (
         layout.plugin in _OFFLOADING,
         training.use_grad_checkpoint,
-        tokens < ENOUGH_TOKENS,
+        training.checkpoint_layers,
+        not _is_enough(plan),
         _LEAST_COMMUNICATION.index(layout.plugin),
         layout.tp * layout.pp,
         layout.pp,

@@ -22,6 +22,7 @@ class Layout:
         tp, pp, sp: degrees of tensor, pipeline and sequence parallelism (3d).
         sp_mode: split_gather shares the sequence among the tensor-parallel ranks, all_to_all among ranks of its own.
         zero: ZeRO stage inside 3d.
+        offload_fraction: share of masters and moments that zero2_cpu keeps in host memory.
     """
 
     plugin: PluginName = "zero2"
@@ -31,6 +32,7 @@ class Layout:
     sp: int = 1
     sp_mode: SequenceMode = "all_to_all"
     zero: int = 1
+    offload_fraction: float = 1.0
 
     @property
     def own_sequence_ranks(self) -> int:
@@ -58,6 +60,8 @@ class Training:
         accumulation_steps: micro-batches before a step.
         max_length: tokens of a row.
         use_grad_checkpoint: layers are computed again in the backward pass.
+        checkpoint_layers: so many of them are, where not all.
+        defers_head: the stage's loss needs no logits, so that they need not be there where model and plugin allow it.
         use_flash_attn: variable-length FlashAttention; taken in half precision alone.
         freeze_non_embeds_params: train input embedding and head alone.
         lora_rank: rank of the adapters, 0 for none.
@@ -71,6 +75,8 @@ class Training:
     accumulation_steps: int = 1
     max_length: int = 4096
     use_grad_checkpoint: bool = False
+    checkpoint_layers: int = 0
+    defers_head: bool = False
     use_flash_attn: bool = False
     freeze_non_embeds_params: bool = False
     lora_rank: int = 0
@@ -108,6 +114,7 @@ class PlanRequest:
             sp=layout.sp,
             sp_mode=layout.sp_mode,
             zero=layout.zero,
+            offload_fraction=layout.offload_fraction,
         )
 
     @property
@@ -142,6 +149,28 @@ def layers_of_stages(num_layers: int, stages: int) -> list[range]:
     for stage in range(stages // 2 - left // 2, stages // 2 - left // 2 + left):
         counts[stage] += 1
     return [range(sum(counts[:stage]), sum(counts[: stage + 1])) for stage in range(stages)]
+
+
+def recomputed_layers(wanted: int, num_layers: int, stages: int) -> list[range]:
+    """Choose which layers are recomputed, of each pipeline stage the first of its own, as evenly as they divide.
+
+    The first, because the backward pass comes to them last: while one of them is there in full, every layer that kept
+    its activations has given them back. Of the last ones, or of ones evenly spread, a whole layer would stand beside
+    all that the others kept.
+
+    Args:
+        wanted: how many of the whole model.
+        num_layers: of the whole model.
+        stages: of the pipeline, or chunks where they are interleaved.
+
+    Returns:
+        The numbers of the layers, a range a stage.
+    """
+    chosen = []
+    for layers in layers_of_stages(num_layers, stages):
+        before, after = (-(-wanted * end // num_layers) for end in (layers.start, layers.stop))
+        chosen.append(range(layers.start, layers.start + after - before))
+    return chosen
 
 
 def padded_vocab(shape: ModelShape, tp: int) -> int:
@@ -197,7 +226,6 @@ def micro_batch_of(shape: ModelShape, request: PlanRequest) -> MicroBatch:
         element=training.element,
         autocast=layout.plugin == "ddp" and half,
         flash=training.use_flash_attn and half,
-        recompute=training.use_grad_checkpoint,
         kept=_kept_inputs(shape, training),
         tp=layout.tp,
         stream_split=layout.sp if shares_sequence else 1,

@@ -10,12 +10,14 @@ from torch import nn
 
 from colossal_llama2 import cli
 from colossal_llama2.engine import compat
+from colossal_llama2.engine.float8 import check_float8
 from colossal_llama2.engine.mesh import Mesh
 from colossal_llama2.errors import InputError
 
 PluginName = Literal["gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp"]
 Precision = Literal["fp16", "bf16", "fp32"]
 SequenceMode = Literal["all_to_all", "split_gather"]
+Float8 = Literal["no", "yes", "emulated"]
 
 INITIAL_LOSS_SCALE = 2.0**16
 _MEBI = 1 << 20
@@ -37,6 +39,8 @@ class PluginSettings:
         sp_mode: ``all_to_all`` divides sequences over ranks of its own, ``split_gather`` over the tensor-parallel ones.
         pp_chunks: chunks of layers a pipeline stage holds; more than one interleaves them.
         zero: ZeRO stage inside ``3d``.
+        offload_fraction: share of masters and moments that ``zero2_cpu`` keeps in host memory.
+        float8: matmuls of decoder layers in float8 on the card, ``emulated`` with float8's rounding on any machine.
     """
 
     plugin: PluginName = "zero2"
@@ -48,6 +52,8 @@ class PluginSettings:
     sp_mode: SequenceMode = "all_to_all"
     pp_chunks: int = 1
     zero: int = 1
+    offload_fraction: float = 1.0
+    float8: Float8 = "no"
 
     @property
     def sequence_ranks(self) -> int:
@@ -94,6 +100,16 @@ def check_plugin(settings: PluginSettings) -> None:
                 )
     if settings.gradient_clipping < 0:
         raise InputError("--gradient_clipping is negative", remedy="give a norm, or 0 for no clipping")
+    if settings.plugin != "zero2_cpu" and settings.offload_fraction != 1:
+        raise InputError(
+            f"--offload_fraction with --plugin {settings.plugin}", remedy="pass --plugin zero2_cpu, or leave it out"
+        )
+    if not 0 < settings.offload_fraction <= 1:
+        raise InputError(
+            f"--offload_fraction is {settings.offload_fraction}",
+            remedy="give more than 0 and at most 1; zero2 keeps all on the device",
+        )
+    check_float8(settings)
 
 
 def _check_3d(settings: PluginSettings) -> None:
@@ -154,6 +170,8 @@ def build_plugin(settings: PluginSettings, model: nn.Module, accumulates: bool) 
         initial_scale=INITIAL_LOSS_SCALE,
         max_norm=settings.gradient_clipping,
         cpu_offload=settings.plugin == "zero2_cpu",
+        # each backward pass then ends by waiting for the device; with one rank there is nothing to overlap
+        overlap_communication=dist.get_world_size() > 1,
     )
 
 

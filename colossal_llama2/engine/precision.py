@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -27,6 +28,24 @@ class StepOutcome:
     skipped: bool
 
 
+@dataclass(frozen=True)
+class UnreadOutcome:
+    """A step's outcome whose norm may still lie on the device, where reading it would wait for the step.
+
+    Attributes:
+        grad_norm: as in `StepOutcome`; a scalar where the device computes it, and then a guarded optimizer has left the
+            weights alone if it is not finite.
+        skipped: as in `StepOutcome`.
+    """
+
+    grad_norm: torch.Tensor | float
+    skipped: bool
+
+    def read(self) -> StepOutcome:
+        """Wait for the norm."""
+        return StepOutcome(float(self.grad_norm), self.skipped)
+
+
 class MasterPrecision:
     """ZeRO casts the model and keeps masters and loss scale itself; here its overflow and norm are made visible."""
 
@@ -50,15 +69,18 @@ class MasterPrecision:
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
+    def loss_scale(self) -> float:
+        return float(self._mixin.loss_scale) if self._scaled else 1.0
+
     def backward(self, loss: torch.Tensor) -> None:
         self._session.booster.backward(loss, self._session.optimizer)
 
-    def step(self, max_norm: float) -> StepOutcome:
-        scale = self._mixin.loss_scale if self._scaled else 1.0
+    def step(self, max_norm: float) -> UnreadOutcome:
+        scale = self.loss_scale()
         self._session.optimizer.step()
         if self._scaled and self._overflowed:
-            return StepOutcome(grad_norm=float("inf"), skipped=True)
-        return StepOutcome(grad_norm=float(self._session.optimizer.get_grad_norm()) / scale, skipped=False)
+            return UnreadOutcome(grad_norm=math.inf, skipped=True)
+        return UnreadOutcome(grad_norm=self._session.optimizer.get_grad_norm() / scale, skipped=False)
 
     def scaler_state(self) -> dict[str, float]:
         if not self._scaled:
@@ -91,18 +113,26 @@ class AutocastPrecision:
     def autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device, self._dtype, enabled=self._dtype != torch.float32)
 
+    def loss_scale(self) -> float:
+        return float(self._scaler.get_scale())
+
     def backward(self, loss: torch.Tensor) -> None:
         self._session.booster.backward(self._scaler.scale(loss), self._session.optimizer)
 
-    def step(self, max_norm: float) -> StepOutcome:
+    def step(self, max_norm: float) -> UnreadOutcome:
         optimizer = self._session.optimizer.unwrap()
         self._scaler.unscale_(optimizer)
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm > 0 else float("inf"))
+        if not self._scaler.is_enabled():
+            if optimizer.guard is not None:
+                optimizer.guard.block_unless_finite(norm)
+            optimizer.step()
+            return UnreadOutcome(grad_norm=norm, skipped=False)
         scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
-        return StepOutcome(grad_norm=float(norm), skipped=self._scaler.get_scale() < scale)
+        return UnreadOutcome(grad_norm=float(norm), skipped=self._scaler.get_scale() < scale)
 
     def scaler_state(self) -> dict[str, float]:
         if not self._scaler.is_enabled():

@@ -15,6 +15,9 @@ import torch.distributed as dist
 from colossal_llama2.engine import compat
 from colossal_llama2.engine.nodes import lifeline
 
+_host_group: dist.ProcessGroup | None = None
+"""The ranks talking through host memory; None where the default group does, or nobody is to be talked to."""
+
 
 def launch(seed: int, timeout_minutes: int = 30) -> None:
     """Join the process group of torchrun or `colossalai run`, or make one of a single process.
@@ -38,6 +41,10 @@ def launch(seed: int, timeout_minutes: int = 30) -> None:
         dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    global _host_group  # noqa: PLW0603  there is one process group a process, and this belongs to it
+    _host_group = None
+    if backend == "nccl" and dist.get_world_size() > 1:
+        _host_group = dist.new_group(backend="gloo", timeout=timeout)
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -84,15 +91,27 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def on_device(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a host tensor to this rank's device behind what is queued there, without waiting for it."""
+    if not torch.cuda.is_available():
+        return tensor
+    return tensor.pin_memory().to(device(), non_blocking=True)  # from memory that is not pinned a copy waits
+
+
 def barrier() -> None:
     """Wait for every rank."""
     dist.barrier()
 
 
 def sum_over_ranks(*values: float) -> list[float]:
-    """Add each value over all ranks, in fp64, in one call; every rank gets the same sums."""
-    totals = torch.tensor(values, dtype=torch.float64, device=device())
-    dist.all_reduce(totals)
+    """Add each value over all ranks, in fp64, in one call; every rank gets the same sums.
+
+    They go through host memory: what is known there need not wait for the device.
+    """
+    if world_size() == 1:
+        return [float(value) for value in values]
+    totals = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(totals, group=_host_group)
     return [float(total) for total in totals.tolist()]
 
 

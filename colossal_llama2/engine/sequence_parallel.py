@@ -98,12 +98,10 @@ def exchange_in_attention(model: Any, layers: Iterable[nn.Module], group: Any) -
 
 
 def _register(inner: str) -> str:
-    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = f"{inner}_all_to_all"
     ALL_ATTENTION_FUNCTIONS.register(name, _exchanging(_ULYSSES[inner]))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[inner])
     return name
 
 

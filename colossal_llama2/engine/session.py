@@ -9,17 +9,22 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from colossal_llama2.engine import compat, ranks
 from colossal_llama2.engine.adapters import Adapter
 from colossal_llama2.engine.companions import Companion
-from colossal_llama2.engine.heads import CrossEntropies, divided_head, head_cross_entropies
+from colossal_llama2.engine.float8 import use_float8
+from colossal_llama2.engine.guard import Guard
+from colossal_llama2.engine.heads import CrossEntropies, divided_head, expect_gradient, head_cross_entropies
 from colossal_llama2.engine.heads import defer_head as deferred
 from colossal_llama2.engine.master_weights import MasterWeights, boosted_module
+from colossal_llama2.engine.named_ranges import HEAD_AND_LOSS, OPTIMIZER
 from colossal_llama2.engine.parallel_loss import whole_logits
 from colossal_llama2.engine.parallel_plan import check_model
 from colossal_llama2.engine.plugins import PluginSettings, build_plugin
-from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome
+from colossal_llama2.engine.precision import DTYPES, AutocastPrecision, MasterPrecision, StepOutcome, UnreadOutcome
+from colossal_llama2.engine.streamed_update import bring_to_device
 
 BatchType = TypeVar("BatchType")
 
@@ -87,6 +92,8 @@ class Session:
         if settings.plugin == "ddp" or settings.precision == "fp32":
             model.float()  # ddp's master weights; and ZeRO computes fp32 in whatever the model is stored in
         model.train()
+        if settings.float8 != "no":
+            use_float8(model, emulated=settings.float8 == "emulated")
         rounded = _weights_rounded_by(DTYPES[settings.precision], model) if settings.plugin != "ddp" else {}
         self._adam, self._decays = adam, [group["weight_decay"] for group in optimizer.param_groups]
         # A pipeline's ends hold a tied weight each, under both its names.
@@ -100,6 +107,8 @@ class Session:
         self.parameter_names = [name for name, _ in model.named_parameters()]  # a tied weight has one name
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.model, self.optimizer, _, _, self.scheduler = self.booster.boost(model, optimizer, lr_scheduler=scheduler)
+        if settings.offload_fraction < 1:
+            bring_to_device(self.optimizer, settings.offload_fraction, ranks.device())
         # Plugins cast buffers with the weights; rotary frequencies in bf16 are off by radians at position 4096.
         for name, buffer in model.named_buffers():
             buffer.data = buffers[name].to(buffer.device)
@@ -167,10 +176,12 @@ class Session:
         total = torch.zeros((), device=ranks.device())
         if self.settings.pp > 1:
             return self._learn_in_pipeline(micro_batches, objective, weight, total)
+        expect_gradient(self.cross_entropies, weight * self._precision.loss_scale())
         for index, micro_batch in enumerate(micro_batches):
             with self._accumulating(last=index == len(micro_batches) - 1):
                 output = self.forward(**objective.inputs(micro_batch))
-                loss = objective.loss_sum(output, micro_batch, self.cross_entropies)
+                with record_function(HEAD_AND_LOSS):
+                    loss = objective.loss_sum(output, micro_batch, self.cross_entropies)
                 del output
                 self.backward(loss * weight)
             total += loss.detach()
@@ -227,16 +238,26 @@ class Session:
             return nullcontext()
         return self.booster.no_sync(self.model, self.optimizer)
 
-    def defer_head(self) -> None:
+    def defer_head(self, fused: bool = True) -> None:
         """Never make logits, where the model and the plugin allow it: for a stage that does `cross_entropies` to them.
 
-        What then stands in their place in the model's output is hidden states; see `DeferredHead`.
+        What then stands in their place in the model's output is hidden states; see `DeferredHead`. A fused kernel
+        computes their sum where there is one, unless that is not wanted.
         """
-        self.cross_entropies = deferred(self) or self.cross_entropies
+        self.cross_entropies = deferred(self, fused) or self.cross_entropies
 
     def step(self) -> StepOutcome:
         """Clip, update the weights, clear the gradients and move the schedule on by one step."""
-        outcome = self._precision.step(self.settings.gradient_clipping)
+        return self._step().read()
+
+    def guarded_step(self, loss: torch.Tensor) -> UnreadOutcome:
+        """Do what `step` does without waiting for it; from a loss on that is not finite no weight changes any more."""
+        Guard.of(self.optimizer.unwrap(), loss.device).block_unless_finite(loss)
+        return self._step()
+
+    def _step(self) -> UnreadOutcome:
+        with record_function(OPTIMIZER):
+            outcome = self._precision.step(self.settings.gradient_clipping)
         self.optimizer.zero_grad()
         self.scheduler.step()
         return outcome

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from colossal_llama2.engine.activation_memory import FULL
 from colossal_llama2.engine.gemini_chunks import Chunk, lay_out_chunks
 from colossal_llama2.engine.plan_request import Held, PlanRequest, held_parameters
+from colossal_llama2.engine.streamed_update import PIECE, host_share
 from colossal_llama2.model.model_shape import ModelShape
 
 MOMENTS = 2 * FULL  # AdamW's two, fp32 in every plugin
@@ -38,6 +39,7 @@ class StateMemory:
         gathering: buckets in which the new weights are put together after it.
         saving: beside weights and optimizer, when a checkpoint is written tensor by tensor.
         weights_host, optimizer_host, gradients_host, update_host: the same, in host memory.
+        boosting_host: masters in host memory before those that are to lie on the device have gone there.
         rounding_host: beside them, what pinned memory loses: torch's allocator gives it in powers of two.
     """
 
@@ -59,6 +61,7 @@ class StateMemory:
     optimizer_host: int = 0
     gradients_host: int = 0
     update_host: int = 0
+    boosting_host: int = 0
     rounding_host: int = 0
 
 
@@ -85,17 +88,19 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     """ZeRO 1 and 2 (zero/low_level/low_level_optim.py): every parameter is cut over the ranks.
 
     Masters are made in fp32 even where the weights are fp32. Stage 2 keeps this rank's part of the gradients, stage 1
-    all of them. A step makes fp32 copies of this rank's gradients before it updates anything, and gathers the new
-    weights in buckets that grow with the number of ranks.
+    all of them. A step makes fp32 copies of this rank's gradients piece by piece (`streamed_update`), and gathers the
+    new weights in buckets that grow with the number of ranks.
     """
     element, ranks = request.training.element, request.layout.sharing_ranks
     shards = [-(-p.numel // ranks) for p in held if p.trained]
     share, trained, largest = sum(shards), _trained(held), max((p.numel for p in held if p.trained), default=0)
-    offload = request.layout.plugin == "zero2_cpu"
+    fraction = request.layout.offload_fraction if request.layout.plugin == "zero2_cpu" else 0.0
+    on_host = sum(n for n, stays in zip(shards, host_share(shards, fraction), strict=True) if stays)
     partitioned = request.layout.plugin != "3d" or request.layout.zero == 2
     gradients = element * (share if partitioned else trained)
-    copies = FULL * share if element < FULL else 0
     widest = max(shards, default=0)
+    piece = max(PIECE, widest)  # whose gradients stand in fp32 at a time
+    copies = FULL * min(share - on_host, piece) if element < FULL else 0
     # Shards waiting in a bucket (in fp32 the masters themselves), the same in one flat tensor, and everybody's; the
     # largest parameter put together out of it, and the shard that found no room. A shard larger than the bucket is
     # gathered into its place at once.
@@ -109,18 +114,19 @@ def _zero(held: Sequence[Held], request: PlanRequest) -> StateMemory:
     single, many = element * (1 + (ranks > 1)) + part, 2 * element + part
     return StateMemory(
         weights=element * sum(p.numel for p in held),
-        optimizer=0 if offload else (FULL + MOMENTS) * share,
+        optimizer=(FULL + MOMENTS) * (share - on_host),
         gradients=gradients,
         gradients_before=gradients if request.accumulates else 0,
         pending=_BUCKET,
         pending_bytes=many,
         single_bytes=single,
         largest_gradient=max(single * largest, many * min(_BUCKET, trained)),
-        update=norm if offload else copies + norm,
+        update=max(copies, norm),
         gathering=element * parts,
         saving=FULL * largest,
-        optimizer_host=(FULL + MOMENTS) * share if offload else 0,
-        update_host=FULL * share if offload else 0,
+        optimizer_host=(FULL + MOMENTS) * on_host,
+        update_host=FULL * min(on_host, piece) + element * min(on_host, widest),
+        boosting_host=FULL * share if fraction else 0,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +63,27 @@ def load_for_training(model_dir: Path, precision: str, use_flash_attn: bool) -> 
     return model
 
 
-def recompute_activations(model: nn.Module) -> None:
-    """Keep no activations inside decoder layers: the backward pass computes them again."""
+def recompute_activations(model: nn.Module, layers: Collection[int] | None = None) -> None:
+    """Keep no activations inside decoder layers: the backward pass computes them again.
+
+    Args:
+        model: a transformers model on which plugins have not laid hands yet, in adapters or without.
+        layers: numbers of the layers that are; None for all.
+    """
     enable: Callable[..., None] = model.gradient_checkpointing_enable  # type: ignore[assignment]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the newer name is not in every version that is supported
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if layers is not None:
+        for number, layer in enumerate(recomputable_layers(model)):
+            layer.gradient_checkpointing = number in layers
+
+
+def recomputable_layers(model: nn.Module) -> list[Any]:
+    """List the decoder layers that can be recomputed one by one, in the model's order; some models have none."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def check_attention(model: Any, model_dir: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from colossal_llama2.dataset.loader import GlobalBatches
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.session import Session
@@ -36,13 +38,13 @@ class Evaluation:
         Weights, gradients, dropout's random numbers and the model's mode are afterwards what they were.
         """
         measured, mesh = Measured(self.stage), self.session.mesh
-        loss, count = 0.0, 0
+        loss, count = torch.zeros((), dtype=torch.float64, device=ranks.device()), 0
         self.stage.prepare(batch for step in self.batches.iterate(0) for batch in step.micro_batches)
         with self.session.measuring():
             for step in self.batches.iterate(0):
-                loss += self.session.measure(step.micro_batches, measured.objective).item()
+                loss += self.session.measure(step.micro_batches, measured.objective)
                 count += sum(self.stage.count(batch) for batch in step.micro_batches)
-        own = [value * mesh.speaks_for_loss for value in (loss, *measured.take())]
+        own = [value * mesh.speaks_for_loss for value in (float(loss), *measured.take().tolist())]
         counted, loss_sum, *sums = ranks.sum_over_ranks(count * float(mesh.speaks_for_rows), *own)
         if not counted:
             return {"eval_loss": None}

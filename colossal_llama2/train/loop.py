@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
+from torch.profiler import record_function
 
 from colossal_llama2.dataset.batches import Batch
 from colossal_llama2.dataset.loader import GlobalBatches, StepBatch
 from colossal_llama2.engine import ranks
-from colossal_llama2.engine.session import Objective, Session, StepOutcome
+from colossal_llama2.engine.late_numbers import add_over_ranks
+from colossal_llama2.engine.precision import UnreadOutcome
+from colossal_llama2.engine.session import Objective, Session
 from colossal_llama2.train.checkpoints import Checkpoints, Position
 from colossal_llama2.train.evaluation import Evaluation
 from colossal_llama2.train.flatness import FlatnessWatch
 from colossal_llama2.train.flops import StepFlops
-from colossal_llama2.train.row_watch import RowWatch, StepLosses
-from colossal_llama2.train.run_log import RunLog, StepMetrics
-from colossal_llama2.train.stage import Figures, Measured, Stage
-from colossal_llama2.train.stopping import NonFiniteError, StopRequest
-
-MAX_CONSECUTIVE_OVERFLOWS = 50
+from colossal_llama2.train.late_steps import LateSteps, StepDone, Totals
+from colossal_llama2.train.profile import DATA_WAIT, StepProfiler
+from colossal_llama2.train.row_watch import RowWatch
+from colossal_llama2.train.run_log import RunLog
+from colossal_llama2.train.stage import Measured, Stage
+from colossal_llama2.train.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Run:
         new_rows: watches the rows that the vocabulary was expanded by, if there are any that learn.
         flatness: watches the loss of a stage that trains the embeddings alone.
         evaluation: measures the model on what it never learns from, if there is any.
+        reads_late: a step's figures are read while the next step is computed, so that the device never waits for it.
+        profiler: records some steps, if it was asked for.
     """
 
     session: Session
@@ -63,29 +68,8 @@ class Run:
     new_rows: RowWatch | None = None
     flatness: FlatnessWatch | None = None
     evaluation: Evaluation | None = None
-
-
-@dataclass(frozen=True)
-class _Totals:
-    """Sums over all ranks for one step."""
-
-    losses: int
-    learned_tokens: int
-    tokens: int
-    flops: float
-    new_labels: int
-    stop: bool
-    over: bool
-    written: bool
-
-
-@dataclass(frozen=True)
-class _Losses:
-    """What a global batch gave: the mean loss, the stage's figures, and the sum of its losses on new tokens."""
-
-    mean: float = 0.0
-    figures: Figures = field(default_factory=dict)
-    new_sum: float = 0.0
+    reads_late: bool = False
+    profiler: StepProfiler | None = None
 
 
 def train(run: Run, start: Position) -> tuple[Position, bool]:
@@ -97,44 +81,60 @@ def train(run: Run, start: Position) -> tuple[Position, bool]:
     Raises:
         NonFiniteError: the loss or the gradients stopped being numbers.
     """
-    position, overflows = start, 0
+    position, late = start, LateSteps(run)
     if position.step >= run.total_steps:  # a checkpoint of the last step: only the model was not written yet
         return position, True
     for epoch in range(start.epoch, run.num_epochs):
         position = replace(position, epoch=epoch)
-        waiting_since = time.perf_counter()
-        for batch in run.batches.iterate(epoch, position.rows_consumed):
+        for batch, waited in _timed(run.batches.iterate(epoch, position.rows_consumed)):
             # ------------------------------------------------------------------------------------------------
-            began = time.perf_counter()
             totals = _sum_totals(run, batch)
-            if totals.stop:
-                run.checkpoints.save_and_wait(position)
-                return position, False
-            if totals.over:
-                return position, True
+            if totals.stop or totals.over:
+                late.settle()
+                if totals.stop:
+                    run.checkpoints.save_and_wait(position)
+                return position, not totals.stop
             if totals.written:
                 run.checkpoints.complete()
-            losses = _accumulate(run, batch, totals.losses) if totals.losses else _Losses()
-            _refuse_non_finite(run, losses.mean, position, batch)
             lr = run.session.learning_rate
-            outcome = _step(run.session, totals)
+            sums = _accumulate(run, batch, totals.losses) if totals.losses else None
+            outcome = _step(run.session, sums)
             position = _advance(position, batch, totals)
             # ------------------------------------------------------------------------------------------------
-            overflows = overflows + 1 if outcome.skipped and totals.losses else 0
-            _refuse_broken_gradients(run, outcome, position, overflows)
-            metrics = _metrics(run, position, totals, outcome, (losses.mean, lr, began, waiting_since))
-            _watch_and_log(run, metrics, totals, losses)
-            if run.save_interval and position.step % run.save_interval == 0:
+            late.add(StepDone(position, totals, sums, outcome, lr, waited, batch.row_indices))
+            last = position.step >= run.total_steps
+            saves = run.save_interval > 0 and position.step % run.save_interval == 0
+            if saves or last or not run.reads_late or _is_looked_at(run, position.step):
+                late.settle()
+            if run.profiler is not None:
+                run.profiler.after_step(position.step)
+            if saves:
                 run.checkpoints.save(position)
-            if position.step >= run.total_steps:
+                late.restart_clock()
+            if last:
                 return position, True
-            waiting_since = time.perf_counter()
         position = replace(position, epoch=epoch + 1, rows_consumed=0)
+    late.settle()
     return position, True
 
 
-def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
-    """Agree on token counts, on whether anybody is to stop or all have written a checkpoint, in one call."""
+def _timed(batches: Iterable[StepBatch]) -> Iterator[tuple[StepBatch, float]]:
+    """Yield the batches and how long each was waited for, in seconds."""
+    left = iter(batches)
+    while True:
+        began = time.perf_counter()
+        with record_function(DATA_WAIT):
+            batch = next(left, None)
+        if batch is None:
+            return
+        yield batch, time.perf_counter() - began
+
+
+def _sum_totals(run: Run, batch: StepBatch) -> Totals:
+    """Agree on token counts, on whether anybody is to stop or all have written a checkpoint, in one call.
+
+    All of it is known on the host, and goes from host to host.
+    """
     documents = [micro_batch.document_lengths for micro_batch in batch.micro_batches]
     tokens = sum(sum(lengths) for lengths in documents)
     flops = sum(run.flops.of(sum(lengths), lengths) for lengths in documents)
@@ -150,7 +150,7 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
         float(run.flatness is not None and run.flatness.over),
         float(run.checkpoints.written),
     )
-    return _Totals(
+    return Totals(
         losses=int(losses),
         learned_tokens=int(learned),
         tokens=int(tokens_sum),
@@ -162,47 +162,29 @@ def _sum_totals(run: Run, batch: StepBatch) -> _Totals:
     )
 
 
-def _accumulate(run: Run, batch: StepBatch, count: int) -> _Losses:
-    """Run forward and backward over the micro-batches of a global batch with so many losses."""
+def _accumulate(run: Run, batch: StepBatch, count: int) -> torch.Tensor:
+    """Run forward and backward over the micro-batches of a global batch with so many losses.
+
+    Returns:
+        [2 + figures] float64 on the device, over all ranks: the losses' sum, that on new tokens, the stage's sums.
+    """
     mesh = run.session.mesh
     weight = mesh.data_size / count  # gradients are averaged over data ranks: undo that, then divide
     run.stage.prepare(batch.micro_batches)
     total = run.session.learn(batch.micro_batches, run.objective, weight)
     new = torch.zeros_like(total) if run.new_rows is None else run.new_rows.take_new_loss()
-    own = [*torch.stack((total, new)).tolist(), *run.measured.take()]
-    loss_sum, new_sum, *sums = ranks.sum_over_ranks(*(value * mesh.speaks_for_loss for value in own))
-    figures = run.stage.figures(dict(zip(run.stage.figure_names, sums, strict=True)), count)
-    return _Losses(loss_sum / count, figures, new_sum)
+    own = torch.cat((torch.stack((total, new)).double(), run.measured.take()))
+    return add_over_ranks(own * float(mesh.speaks_for_loss))
 
 
-def _watch_and_log(run: Run, metrics: StepMetrics, totals: _Totals, losses: _Losses) -> None:
-    """Let those who watch the run see a step, and log it; what they measure is not part of the step's time."""
-    report, learned = None, totals.learned_tokens
-    if run.flatness is not None and learned:
-        run.flatness.after_step(metrics.step, metrics.loss)
-    if run.new_rows is not None:
-        of_step = StepLosses(metrics.loss * learned, learned, losses.new_sum, totals.new_labels, metrics.skipped)
-        report = run.new_rows.after_step(metrics.step, of_step, last=metrics.step >= run.total_steps)
-    figures = dict(losses.figures)
-    last = metrics.step >= run.total_steps or (run.flatness is not None and run.flatness.over)
-    if run.evaluation is not None and run.evaluation.is_due(metrics.step, last):
-        figures |= run.evaluation.measure()
-    if run.log is None:
-        return
-    run.log.step(replace(metrics, figures=figures, new_rows={} if report is None else report.figures()))
-    if report is not None:
-        texts = {f"new_rows/{name}/neighbours": table for name, table in report.neighbours.items()}
-        run.log.remark(metrics.step, report.line(), texts)
-
-
-def _step(session: Session, totals: _Totals) -> StepOutcome:
-    if totals.losses:
-        return session.step()
+def _step(session: Session, sums: torch.Tensor | None) -> UnreadOutcome:
+    if sums is not None:
+        return session.guarded_step(sums[0])
     session.skip_step()  # decay and momentum must not move weights on a batch that teaches nothing
-    return StepOutcome(grad_norm=0.0, skipped=True)
+    return UnreadOutcome(grad_norm=0.0, skipped=True)
 
 
-def _advance(position: Position, batch: StepBatch, totals: _Totals) -> Position:
+def _advance(position: Position, batch: StepBatch, totals: Totals) -> Position:
     return replace(
         position,
         step=position.step + 1,
@@ -211,51 +193,7 @@ def _advance(position: Position, batch: StepBatch, totals: _Totals) -> Position:
     )
 
 
-def _refuse_non_finite(run: Run, loss: float, position: Position, batch: StepBatch) -> None:
-    if math.isfinite(loss):
-        return
-    rows = ", ".join(run.batches.corpus.describe_row(int(row)) for row in batch.row_indices[:8])
-    raise NonFiniteError(
-        f"the loss of step {position.step + 1} is {loss}; rows of rank {ranks.rank()}: {rows}; "
-        f"the weights are those of step {position.step}; {_way_back(run)}"
-    )
-
-
-def _refuse_broken_gradients(run: Run, outcome: StepOutcome, position: Position, overflows: int) -> None:
-    if overflows >= MAX_CONSECUTIVE_OVERFLOWS:
-        raise NonFiniteError(
-            f"the gradients overflowed fp16 in {overflows} steps on end, until step {position.step}; "
-            f"--mixed_precision bf16 has the range; {_way_back(run)}"
-        )
-    if not outcome.skipped and not math.isfinite(outcome.grad_norm):
-        raise NonFiniteError(
-            f"the gradients of step {position.step} are not finite and have spoiled the weights; {_way_back(run)}"
-        )
-
-
-def _way_back(run: Run) -> str:
-    """Say what to return to; every rank has found the same, so a checkpoint under way can be waited for."""
-    run.checkpoints.complete()
-    return run.checkpoints.way_back()
-
-
-def _metrics(
-    run: Run, position: Position, totals: _Totals, outcome: StepOutcome, measured: tuple[float, float, float, float]
-) -> StepMetrics:
-    loss, lr, began, waiting_since = measured
-    seconds = time.perf_counter() - waiting_since
-    return StepMetrics(
-        step=position.step,
-        epoch=position.epoch,
-        tokens=position.tokens,
-        learned_tokens=totals.learned_tokens,
-        loss=loss,
-        grad_norm=outcome.grad_norm if math.isfinite(outcome.grad_norm) else None,
-        lr=lr,
-        tokens_per_second=totals.tokens / seconds,
-        mfu=totals.flops / seconds / run.peak_flops,
-        memory=ranks.peak_memory(),
-        seconds=seconds,
-        data_seconds=began - waiting_since,
-        skipped=outcome.skipped,
-    )
+def _is_looked_at(run: Run, step: int) -> bool:
+    """Tell whether somebody looks at the weights after a step, who must find those of that step."""
+    reports = run.new_rows is not None and run.new_rows.is_due(step)
+    return reports or (run.evaluation is not None and run.evaluation.is_due(step, last=False))

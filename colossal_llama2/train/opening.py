@@ -20,6 +20,7 @@ from colossal_llama2.model.scalar_head import is_scorer
 from colossal_llama2.tokenizer.loading import tokenizer_fingerprint
 from colossal_llama2.train.checkpoints import StartingPoint, find_starting_point
 from colossal_llama2.train.folders import check_folders
+from colossal_llama2.train.recomputation import check_layers
 from colossal_llama2.train.settings import StageSettings
 from colossal_llama2.train.settings_checks import check_settings
 from colossal_llama2.train.stage import Stage
@@ -118,6 +119,7 @@ def check_division(stage: Stage, start: StartingPoint) -> None:
     settings.plugin_settings.mesh(ranks.rank(), ranks.world_size())
     model = build_without_memory(start.weights_dir, stage.scores)
     check_attention(model, start.weights_dir)
+    check_layers(settings.model.checkpoint_layers, model)
     if settings.parallel.plugin == "3d":
         check_model(settings.plugin_settings, model)
 

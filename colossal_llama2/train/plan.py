@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -11,20 +10,20 @@ from typing import Literal
 import torch
 
 from colossal_llama2.cli import comma_separated
-from colossal_llama2.engine.memory_plan import CUDA_CONTEXT, FRAGMENTATION, GIB, MemoryPlan, predict
-from colossal_llama2.engine.moments import KINDS
-from colossal_llama2.engine.plan_alternatives import CRITERION, Room, alternatives
+from colossal_llama2.engine.activation_budget import within_budget
+from colossal_llama2.engine.memory_plan import GIB, MemoryPlan, predict
+from colossal_llama2.engine.plan_alternatives import Room, alternatives
 from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
 from colossal_llama2.engine.plugins import PluginName, Precision, SequenceMode
 from colossal_llama2.errors import InputError
 from colossal_llama2.model.lora import embeddings_learn
-from colossal_llama2.model.model_shape import ModelShape, read_model_shape
+from colossal_llama2.model.model_shape import read_model_shape
 from colossal_llama2.outputs import refuse_existing, whole_file
+from colossal_llama2.train.plan_report import report
 from colossal_llama2.train.settings import StageSettings
 
 EXIT_DOES_NOT_FIT = 1
 _DEFAULT_DEVICE_MEMORY = 80.0
-_MOST_ALTERNATIVES = 12
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class PlanSettings:
     """How the sequence is divided: split_gather among the ranks of --tp, all_to_all among ranks of its own."""
     zero: int = 1
     """ZeRO stage inside 3d."""
+    offload_fraction: float = 1.0
+    """Share of master weights and moments that zero2_cpu keeps in host memory."""
     micro_batch_size: int = 1
     """Rows a rank computes at a time."""
     accumulation_steps: int = 1
@@ -66,6 +67,8 @@ class PlanSettings:
     """Tokens of a row."""
     use_grad_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
+    checkpoint_layers: int = 0
+    """Recompute those of so many decoder layers alone."""
     use_flash_attn: bool = False
     """Variable-length FlashAttention; taken in fp16 and bf16."""
     freeze_non_embeds_params: bool = False
@@ -89,13 +92,16 @@ class PlanSettings:
     @property
     def request(self) -> PlanRequest:
         """What is asked of the engine."""
-        layout = Layout(self.plugin, self.nproc, self.tp, self.pp, self.sp, self.sp_mode, self.zero)
+        degrees = (self.tp, self.pp, self.sp)
+        layout = Layout(self.plugin, self.nproc, *degrees, self.sp_mode, self.zero, self.offload_fraction)
         training = Training(
             precision=self.mixed_precision,
             micro_batch_size=self.micro_batch_size,
             accumulation_steps=self.accumulation_steps,
             max_length=self.max_length,
             use_grad_checkpoint=self.use_grad_checkpoint,
+            checkpoint_layers=self.checkpoint_layers,
+            defers_head=True,
             use_flash_attn=self.use_flash_attn,
             freeze_non_embeds_params=self.freeze_non_embeds_params,
             lora_rank=self.lora_rank,
@@ -114,13 +120,23 @@ def request_of_run(settings: StageSettings, nproc: int) -> PlanRequest:
         nproc: its ranks.
     """
     parallel, data, model = settings.parallel, settings.data, settings.model
-    layout = Layout(parallel.plugin, nproc, parallel.tp, parallel.pp, parallel.sp, parallel.sp_mode, zero=parallel.zero)
+    degrees = (parallel.tp, parallel.pp, parallel.sp)
+    layout = Layout(
+        parallel.plugin,
+        nproc,
+        *degrees,
+        parallel.sp_mode,
+        zero=parallel.zero,
+        offload_fraction=parallel.offload_fraction,
+    )
     training = Training(
         precision=parallel.mixed_precision,
         micro_batch_size=data.micro_batch_size,
         accumulation_steps=data.accumulation_steps,
         max_length=data.max_length,
         use_grad_checkpoint=model.use_grad_checkpoint,
+        checkpoint_layers=model.checkpoint_layers,
+        defers_head=True,
         use_flash_attn=model.use_flash_attn and torch.cuda.is_available(),
         freeze_non_embeds_params=model.freeze_non_embeds_params or model.train_new_rows_only,
         lora_rank=settings.lora.lora_rank,
@@ -145,7 +161,8 @@ def predict_run(settings: StageSettings, nproc: int, max_length: int) -> MemoryP
     asked = request_of_run(settings, nproc)
     request = replace(asked, training=replace(asked.training, max_length=max_length))
     try:
-        return predict(read_model_shape(settings.model.pretrained), request)
+        shape = read_model_shape(settings.model.pretrained)
+        return predict(shape, within_budget(shape, request, settings.model.activation_budget))
     except InputError as error:
         return str(error)
 
@@ -165,108 +182,6 @@ def main(settings: PlanSettings) -> int:
         with whole_file(settings.json, settings.overwrite) as work:
             work.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return EXIT_DOES_NOT_FIT if settings.check and not fits else 0
-
-
-def report(shape: ModelShape, plan: MemoryPlan, others: list[MemoryPlan], room: Room) -> str:
-    """Write the plan for a reader: the moments by kind, the verdict, host memory, and what else would fit."""
-    lines = [
-        f"{plan.parameters:,} parameters, {plan.trained:,} of them trained; {describe(plan)}",
-        "",
-        *_table(plan),
-        "",
-        _verdict(plan, room),
-        *_host_lines(plan, room),
-        "",
-        *_alternative_lines(others, room),
-    ]
-    if not shape.has_llama_layers:
-        lines.insert(
-            1, f"activations are those of layers of Llama's kind, and {shape.model_type} has others: a rough guide"
-        )
-    if not shape.stored_bytes:
-        lines.insert(1, "no safetensors files there: planned from config.json alone")
-    return "\n".join(lines)
-
-
-def describe(plan: MemoryPlan) -> str:
-    """Say in one line what is planned."""
-    layout, training = plan.request.layout, plan.request.training
-    degrees = "".join(
-        f" {name}{degree}" for name, degree in (("tp", layout.tp), ("pp", layout.pp), ("sp", layout.sp)) if degree > 1
-    )
-    return (
-        f"{layout.plugin}{degrees}, {_count(layout.nproc)}, {training.precision}, {training.micro_batch_size} x "
-        f"{training.max_length} tokens at a time"
-        + (", layers recomputed" if training.use_grad_checkpoint else "")
-        + (", FlashAttention" if training.use_flash_attn and training.precision != "fp32" else "")
-    )
-
-
-def _count(ranks: int) -> str:
-    return "1 rank" if ranks == 1 else f"{ranks} ranks"
-
-
-def _table(plan: MemoryPlan) -> list[str]:
-    """Kinds down, moments across: the loss, the fullest of the backward pass, and the update."""
-    loss, *backward, update, _, _ = plan.moments
-    shown = [loss, max(backward, key=lambda moment: moment.total), update]
-    shown += [plan.fullest] if plan.fullest not in shown else []
-    width = max(len(moment.name) for moment in shown) + 2
-    where = f"GiB a rank of stage {plan.stage}, at" if plan.request.layout.pp > 1 else "GiB a rank, at"
-    rows = [f"{where:<28}" + "".join(f"{moment.name:>{width}}" for moment in shown)]
-    for kind in KINDS:
-        values = [getattr(moment, kind) for moment in shown]
-        if any(values):
-            rows.append(f"{kind:<28}" + "".join(f"{value / GIB:>{width}.2f}" for value in values))
-    rows.append(f"{'allocated':<28}" + "".join(f"{moment.total / GIB:>{width}.2f}" for moment in shown))
-    return rows
-
-
-def _verdict(plan: MemoryPlan, room: Room) -> str:
-    needed, there = plan.needed / GIB, room.device_bytes / GIB
-    allowances = (
-        f"{plan.allocated / GIB:.2f} allocated, {plan.context / GIB:.2f} allowed for CUDA"
-        f"{' and NCCL' if plan.context > CUDA_CONTEXT else ''}, {FRAGMENTATION:.0%} for fragmentation"
-    )
-    if not plan.fits(room.device_bytes):
-        return f"does not fit: {needed:.1f} GiB needed ({allowances}), {there:.1f} GiB there"
-    if not room.holds(plan):
-        return f"does not fit: the device has room ({needed:.1f} of {there:.1f} GiB), the machine has not"
-    return f"fits: {needed:.1f} of {there:.1f} GiB ({allowances}), {there - needed:.1f} GiB free"
-
-
-def _host_lines(plan: MemoryPlan, room: Room) -> list[str]:
-    host, ranks = plan.host, room.ranks_per_node
-    limit = "" if room.host_bytes is None else f" of {room.host_bytes / GIB:.0f} there"
-    lines = [
-        f"host memory of a machine with {_count(ranks)}: {room.host_used(plan) / GIB:.1f} GiB{limit} "
-        f"(a rank: {host.loading / GIB:.1f} while loading, {(host.training + host.update) / GIB:.1f} while training, "
-        f"{host.process / GIB:.1f} allowed for the process)"
-    ]
-    if plan.elastic:
-        lines.append(
-            f"gemini_auto also keeps up to {plan.elastic / GIB:.1f} GiB of weights on the device where there is room"
-        )
-    return lines
-
-
-def _alternative_lines(others: list[MemoryPlan], room: Room) -> list[str]:
-    if not others:
-        return ["nothing fits: more ranks, a shorter --max_length, LoRA or larger devices are what is left"]
-    head = (
-        f"{'plugin':<12}{'tp':>3}{'pp':>3}  {'recompute':<10}{'micro-batch':>11}{'GiB':>8}{'free':>8}{'host GiB':>10}"
-    )
-    rows = [*textwrap.wrap(f"what fits, with the largest micro-batch each has room for; {CRITERION}:", 118), head]
-    for other in others[:_MOST_ALTERNATIVES]:
-        layout, training = other.request.layout, other.request.training
-        rows.append(
-            f"{layout.plugin:<12}{layout.tp:>3}{layout.pp:>3}  {'yes' if training.use_grad_checkpoint else 'no':<10}"
-            f"{training.micro_batch_size:>11}{other.needed / GIB:>8.1f}"
-            f"{(room.device_bytes - other.needed) / GIB:>8.1f}{room.host_used(other) / GIB:>10.1f}"
-        )
-    if len(others) > _MOST_ALTERNATIVES:
-        rows.append(f"... and {len(others) - _MOST_ALTERNATIVES} more (all of them with --json)")
-    return rows
 
 
 def _room(settings: PlanSettings) -> Room:

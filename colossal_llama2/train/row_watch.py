@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ class RowWatch:
         self.seen = SeenRows(rows)
         self._losses = LossShares()
         self._new_loss = torch.zeros((), device=ranks.device())
-        self._sighting: Sighting | None = None
+        self._sightings: deque[Sighting] = deque()  # of the steps that `after_step` has not seen yet
         self._spelled = spelled
         self._named: set[tuple[str, int]] = set()
         self._matrices = token_matrices(session)
@@ -71,8 +72,12 @@ class RowWatch:
 
     def look(self, micro_batches: list[Batch]) -> int:
         """Find the new tokens of this rank's share of a step; return how many of its labels are new."""
-        self._sighting = self.seen.look(micro_batches)
-        return len(self._sighting.labels)
+        self._sightings.append(self.seen.look(micro_batches))
+        return len(self._sightings[-1].labels)
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether a report follows a step, the last one's aside; it is about the weights as they are then."""
+        return step % self.interval == 0
 
     def take_new_loss(self) -> torch.Tensor:
         """Return the sum of this rank's losses on new tokens since the last call, a scalar on the device."""
@@ -81,16 +86,16 @@ class RowWatch:
 
     def after_step(self, step: int, losses: StepLosses, last: bool) -> Report | None:
         """Take note of a step; report when the interval is over, or the run."""
-        assert self._sighting is not None
+        sighting = self._sightings.popleft()
         if not losses.skipped:
-            self.seen.add(self._sighting)
+            self.seen.add(sighting)
         shares = self._losses
         shares.steps += 1
         shares.new_sum += losses.new_sum
         shares.new_labels += losses.new_labels
         shares.old_sum += losses.loss_sum - losses.new_sum
         shares.old_labels += losses.labels - losses.new_labels
-        return self._report() if last or step % self.interval == 0 else None
+        return self._report() if last or self.is_due(step) else None
 
     def as_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold for the figures to go on as if nothing had happened; a collective call."""
@@ -108,12 +113,10 @@ class RowWatch:
         self._losses = LossShares(**state["losses"])
 
     def _loss_sum(self, output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
-        labels = batch.labels.to(ranks.device(), non_blocking=True)
-        losses, targets = next_token_losses(output.logits, labels, cross_entropies)
-        with torch.no_grad():
-            new = (targets >= self.rows.start) & (targets < self.rows.stop)
-            self._new_loss += losses.detach().where(new, 0.0).sum()
-        return losses.sum()
+        found = next_token_losses(output.logits, batch.labels, cross_entropies)
+        new = (found.targets >= self.rows.start) & (found.targets < self.rows.stop)
+        self._new_loss += found.losses.where(new, 0.0).sum()
+        return found.loss_sum
 
     def _report(self) -> Report:
         self.seen.over_ranks()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from colossal_llama2.engine.plugins import PluginName, PluginSettings, Precision, SequenceMode
+from colossal_llama2.model.fused_kernels import FusedKernels
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,17 @@ class ModelOptions:
     says so, with this flag or without."""
     use_grad_checkpoint: bool = False
     """Recompute activations in the backward pass instead of keeping them."""
+    checkpoint_layers: int = 0
+    """Recompute those of so many decoder layers alone (the first of every pipeline stage): less memory, more time."""
+    activation_budget: Literal["auto"] | float | None = None
+    """Recompute as few layers as bring what a device keeps for the backward pass below so many GiB, or, with auto, the
+    whole plan below the device's memory; the log says how many."""
     use_flash_attn: bool = False
     """Use variable-length FlashAttention where it can run (CUDA, fp16 or bf16); the log says what was taken."""
+    fused_kernels: FusedKernels = "auto"
+    """Liger-Kernel's RMSNorm, rotary embedding, SwiGLU and loss, where it is installed and there is CUDA (auto)."""
+    compile: bool = False
+    """Compile every decoder layer: fewer passes over memory, minutes at the start. With zero2, zero2_cpu and ddp."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,12 @@ class ParallelOptions:
     the tensor-parallel ranks' norms and residuals divided, and asks for --sp equal to --tp."""
     zero: Annotated[int, tyro.conf.arg(aliases=["--zero_stage"])] = 1
     """ZeRO stage inside 3d: 0 replicates over data ranks, 1 shards the optimizer state, 2 the gradients too."""
+    offload_fraction: float = 1.0
+    """Share of master weights and moments that zero2_cpu keeps in host memory; the rest stays on the device."""
+    float8: bool = False
+    """Multiply in float8 in the decoder layers (compute capability 8.9 or more; zero2, ddp, 3d without --tp)."""
+    emulate_float8: bool = False
+    """Round like float8 on any machine and multiply in fp32: slow, to see what float8 does to a loss."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,9 @@ class OutputOptions:
     divided by the number of ranks."""
     log_interval: int = 10
     """Steps between lines of progress where there is no terminal."""
+    profile: int = 0
+    """Steps to record, after 3 that warm up: a trace of every rank for Perfetto in SAVE_DIR/run/profile, and beside it
+    a table of where the time went; 0 for none."""
     new_rows_interval: int | None = None
     """Steps between reports on the rows that the vocabulary was expanded by: norms, rows never updated, nearest old
     rows, loss on new tokens; 0 for none (default: 50 where --pretrained holds an expansion.json and its rows learn)."""
@@ -189,6 +208,8 @@ class StageSettings:
             sp_mode=options.sp_mode,
             pp_chunks=options.pp_chunks,
             zero=options.zero,
+            offload_fraction=options.offload_fraction,
+            float8="emulated" if options.emulate_float8 else "yes" if options.float8 else "no",
         )
 
     @property

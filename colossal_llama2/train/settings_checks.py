@@ -7,6 +7,8 @@ from dataclasses import fields
 
 from colossal_llama2.engine.plugins import check_plugin
 from colossal_llama2.errors import InputError
+from colossal_llama2.model.compiled_layers import check_compile
+from colossal_llama2.train.recomputation import check_recomputation
 from colossal_llama2.train.settings import LoraOptions, ParallelOptions, StageSettings
 
 
@@ -25,6 +27,7 @@ def check_settings(settings: StageSettings) -> None:
         "save_interval": (output.save_interval, 0),
         "keep_checkpoints": (output.keep_checkpoints, 0),
         "log_interval": (output.log_interval, 1),
+        "profile": (output.profile, 0),
         "new_rows_interval": (output.new_rows_interval or 0, 0),
         "eval_interval": (settings.evaluation.eval_interval, 0),
         "max_steps": (1 if data.max_steps is None else data.max_steps, 1),
@@ -46,7 +49,10 @@ def check_settings(settings: StageSettings) -> None:
         raise InputError("--dataset names no folder", remedy="give at least one prepared corpus")
     if settings.evaluation.eval_interval and not settings.evaluation.eval_dataset:
         raise InputError("--eval_interval without --eval_dataset", remedy="name a set to evaluate on, or leave it out")
+    check_recomputation(settings.model)
     check_plugin(settings.plugin_settings)
+    if settings.model.compile:
+        check_compile(settings.parallel.plugin)
     _check_pipeline(data.accumulation_steps, settings.parallel)
     _check_trained(settings)
 
@@ -58,6 +64,10 @@ def _check_trained(settings: StageSettings) -> None:
         raise InputError(
             "--stop_when_flat ends a stage that trains the embeddings alone, and this one trains more",
             remedy="pass --freeze_non_embeds_params or --train_new_rows_only without --lora_rank, or leave it out",
+        )
+    if settings.plugin_settings.float8 != "no" and (embeddings_only or lora.lora_rank):
+        raise InputError(
+            "--float8 speeds up decoder layers that are trained, and this run trains none", remedy="leave it out"
         )
     if model.train_new_rows_only and settings.optimizer.decay_all_params:
         raise InputError(

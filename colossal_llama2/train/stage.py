@@ -15,6 +15,7 @@ from colossal_llama2.dataset.corpus import PreparedCorpus
 from colossal_llama2.dataset.loader import GlobalBatches, LoaderSettings
 from colossal_llama2.engine import ranks
 from colossal_llama2.engine.session import CrossEntropies, Objective, Session
+from colossal_llama2.model.document_attention import Documents
 from colossal_llama2.model.merging import merge_adapter
 from colossal_llama2.model.pretrained import load_for_training
 from colossal_llama2.train.losses import next_token_loss_sum
@@ -156,10 +157,10 @@ class Measured:
         """What the model is asked for."""
         return Objective(self._stage.inputs, self._loss_sum)
 
-    def take(self) -> list[float]:
-        """Return this rank's sums since the last call, in the order of `figure_names`."""
+    def take(self) -> torch.Tensor:
+        """Return this rank's sums since the last call, float64 on the device, in the order of `figure_names`."""
         taken, self._sums = self._sums, self._zeros()
-        return taken.tolist() if self._stage.figure_names else []
+        return taken
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(len(self._stage.figure_names), device=ranks.device(), dtype=torch.float64)
@@ -174,22 +175,17 @@ class Measured:
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
     """Return the arguments of a forward pass over packed rows, on this rank's device."""
-    device = ranks.device()
     return {
-        "input_ids": batch.input_ids.to(device, non_blocking=True),
-        "position_ids": batch.position_ids.to(device, non_blocking=True),
-        "cu_seq_lens_q": batch.cu_seq_lens,
-        "cu_seq_lens_k": batch.cu_seq_lens,
-        "max_length_q": batch.max_seq_len,
-        "max_length_k": batch.max_seq_len,
+        "input_ids": ranks.on_device(batch.input_ids),
+        "position_ids": ranks.on_device(batch.position_ids),
+        "documents": Documents.of(batch.cu_seq_lens, ranks.on_device(batch.cu_seq_lens)),
         "use_cache": False,
     }
 
 
 def token_loss_sum(output: Any, batch: Batch, cross_entropies: CrossEntropies) -> torch.Tensor:
     """Sum the losses of a micro-batch's learned tokens, in nats."""
-    labels = batch.labels.to(ranks.device(), non_blocking=True)
-    return next_token_loss_sum(output.logits, labels, cross_entropies)
+    return next_token_loss_sum(output.logits, batch.labels, cross_entropies)
 
 
 PRETRAINING = Objective(model_inputs, token_loss_sum)

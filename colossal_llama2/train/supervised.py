@@ -18,7 +18,7 @@ from colossal_llama2.engine.precision import DTYPES
 from colossal_llama2.engine.running_state import RunningState
 from colossal_llama2.engine.session import AdamSettings, Session
 from colossal_llama2.model.freezing import check_base_rows_kept, decay_groups, describe_trained
-from colossal_llama2.model.pretrained import choose_attention, recompute_activations
+from colossal_llama2.model.pretrained import choose_attention
 from colossal_llama2.outputs import whole_directory
 from colossal_llama2.tokenizer.folder import TOKENIZER_FILES
 from colossal_llama2.tokenizer.loading import load_tokenizer
@@ -26,9 +26,12 @@ from colossal_llama2.train.checkpoints import MODELING, Checkpoints, Position, S
 from colossal_llama2.train.evaluation import Evaluation
 from colossal_llama2.train.flops import peak_flops, step_flops
 from colossal_llama2.train.folders import prepare_folders
+from colossal_llama2.train.kernels import choose_kernels
 from colossal_llama2.train.loop import Run, train
 from colossal_llama2.train.opening import Opened, check_division, open_run
 from colossal_llama2.train.plan import predict_run
+from colossal_llama2.train.profile import profiler_of
+from colossal_llama2.train.recomputation import recompute_as_asked
 from colossal_llama2.train.run_log import RunLog
 from colossal_llama2.train.schedule import cosine_multiplier, default_warmup_steps
 from colossal_llama2.train.settings import StageSettings
@@ -67,6 +70,8 @@ def _train_and_save(settings: StageSettings, run: Run, position: Position, opene
             return 0
     finally:
         run.stop.close()
+        if run.profiler is not None:
+            run.profiler.close()
         if run.log is not None:
             run.log.close()
     cli.say(f"stopped by SIGTERM at step {position.step}; continue with --load_checkpoint {run.checkpoints.last}")
@@ -94,8 +99,8 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     settings, trained = stage.settings, opened.trained
     model = stage.load_model(opened.start.weights_dir)
     undecayed = mark_trained(model, trained, opened.start, settings.optimizer.seed)
-    if settings.model.use_grad_checkpoint:
-        recompute_activations(model)
+    recompute_as_asked(settings, model, None if stage.scores else opened.data.max_length)
+    choose_kernels(settings, model)
     flops = step_flops(model)
     cli.say(f"trained: {trained.name}; {describe_trained(model)}")
     loader = _loader_settings(settings, opened)
@@ -103,7 +108,7 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
     total_steps = _total_steps(settings, batches, opened.state)
     session = _boost(settings, model, total_steps, undecayed)
     if stage.defers_head:
-        session.defer_head()
+        session.defer_head(settings.model.fused_kernels == "auto")
     if trained.new_rows is not None:
         check_base_rows_kept(session.model.unwrap())
     if trained.lora is not None:
@@ -137,6 +142,9 @@ def build(stage: Stage, opened: Opened) -> tuple[Run, Position]:
         new_rows=watches.new_rows,
         flatness=watches.flatness,
         evaluation=_evaluation(stage, session, opened.evaluated, loader),
+        # a stage that may end by its loss ends where it would without: the figures are read at once
+        reads_late=ranks.device().type == "cuda" and watches.flatness is None,
+        profiler=profiler_of(settings, position.step, total_steps),
     )
     return run, position
 

@@ -110,7 +110,7 @@ def test_recomputed_layers_keep_their_input_alone(element: int) -> None:
         model.train()
         recompute_activations(model)
     one, three = (saved_bytes(model, 2, 16) for model in models)
-    batch = MicroBatch(2, 16, element, recompute=True)
+    batch = MicroBatch(2, 16, element)
     assert (three - one) // 2 == checkpoint_bytes(shape_of(models[0]), batch) == 2 * 16 * 48 * element
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from colossal_llama2.engine import state_memory as state_memory_module
 from colossal_llama2.engine.plan_request import Layout, PlanRequest, Training
 from colossal_llama2.engine.plugins import PluginName
 from colossal_llama2.engine.state_memory import rounds_weights, state_memory
@@ -75,7 +76,20 @@ def test_tensor_ranks_divide_matrices_and_not_norms(tiny_shape: ModelShape) -> N
 def test_offloaded_states_are_in_host_memory(tiny_shape: ModelShape) -> None:
     state = state_memory(tiny_shape, PlanRequest(Layout("zero2_cpu", 4)))
     assert state.optimizer_host == 12 * TRAINED // 4
-    assert state.update_host == 4 * TRAINED // 4
+    # one piece: gradients in fp32, and the largest one as it came
+    assert state.update_host == 4 * TRAINED // 4 + 2 * 256 // 4
+    half = state_memory(tiny_shape, PlanRequest(Layout("zero2_cpu", 4, offload_fraction=0.5)))
+    assert 0.3 * state.optimizer_host < half.optimizer_host < 0.7 * state.optimizer_host
+    assert half.optimizer + half.optimizer_host == state.optimizer_host
+
+
+def test_the_update_copies_one_piece_and_not_the_model(tiny_shape: ModelShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state_memory(tiny_shape, PlanRequest()).update == 4 * TRAINED
+    monkeypatch.setattr(state_memory_module, "PIECE", 300)
+    assert state_memory(tiny_shape, PlanRequest()).update == max(4 * 300, 8 * 256)
+
+
+def test_what_gemini_auto_moves_is_in_host_memory(tiny_shape: ModelShape) -> None:
     auto = state_memory(tiny_shape, PlanRequest(Layout("gemini_auto", 1)))
     assert auto.optimizer == 0
     assert auto.optimizer_host >= 12 * TRAINED

@@ -172,3 +172,52 @@ def test_the_flash_kernel_equals_the_plain_one() -> None:
         fast, _ = da.document_flash_attention(nn.Module(), q, k, v, None, **kwargs)
         plain, _ = da.document_attention(nn.Module(), q, k, v, None, **kwargs)
         torch.testing.assert_close(fast, plain, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize(("kv_heads", "groups"), [(4, 1), (2, 2), (1, 4)])
+def test_bf16_is_as_near_as_its_eight_bits_let_it(kv_heads: int, groups: int, window: int | None) -> None:
+    torch.manual_seed(0)
+    bounds = [0, 3, 20, 21, 48, 96]
+    shapes = [(2, heads, 48, 16) for heads in (kv_heads * groups, kv_heads, kv_heads)]
+    q, k, v = (torch.randn(shape).to(torch.bfloat16).requires_grad_() for shape in shapes)
+    cut = torch.tensor(bounds, dtype=torch.int32)
+    documents = da.Documents.of(cut, cut)
+    ours, _ = da.document_attention(nn.Module(), q, k, v, None, documents=documents, scaling=0.3, sliding_window=window)
+    theirs = dense(q, k, v, bounds, window)
+    torch.testing.assert_close(ours.double(), theirs, rtol=2e-2, atol=2e-2)
+    upstream = torch.randn_like(theirs)
+    ours_gradients = torch.autograd.grad((ours.double() * upstream).sum(), (q, k, v))
+    their_gradients = torch.autograd.grad((theirs * upstream).sum(), (q, k, v))
+    for a, b in zip(ours_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=5e-2, atol=5e-2)
+
+
+def test_lengths_are_read_once_a_batch() -> None:
+    """What layers are given holds everything they need; bounds that lie on a device would be waited for."""
+    bounds = torch.tensor([0, 5, 6, 24, 48], dtype=torch.int32)
+    documents = da.Documents.of(bounds, bounds)
+    assert documents.lengths == (5, 1, 18, 24)
+    assert documents.longest == 24
+    q = torch.randn(2, 4, 24, 8)
+    unread = da.Documents(documents.lengths, bounds.to("meta"), 24)  # cannot be read
+    by_lengths, _ = da.document_attention(nn.Module(), q, q, q, None, documents=unread)
+    by_bounds, _ = da.document_attention(nn.Module(), q, q, q, None, cu_seq_lens_q=bounds)
+    torch.testing.assert_close(by_lengths, by_bounds)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_rows_of_one_document_are_what_they_are_one_by_one(window: int | None) -> None:
+    draw = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 9, 8, generator=draw) for heads in (4, 2, 2))
+
+    def attend(rows: slice, bounds: list[int]) -> torch.Tensor:
+        parts = [tensor[rows] for tensor in (query, key, value)]
+        bound = {"cu_seq_lens_q": torch.tensor(bounds, dtype=torch.int32), "sliding_window": window}
+        return da.document_attention(torch.nn.Identity(), *parts, None, **bound)[0]
+
+    together = attend(slice(0, 2), [0, 9, 18])
+    assert together.shape == (2, 9, 4, 8)
+    for row in (0, 1):  # cut in two documents that are its beginning and its end: the beginning is the same
+        torch.testing.assert_close(together[row : row + 1], attend(slice(row, row + 1), [0, 9]))
+        torch.testing.assert_close(together[row, :5], attend(slice(row, row + 1), [0, 5, 9])[0, :5])

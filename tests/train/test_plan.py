@@ -86,8 +86,12 @@ def test_expanded_models_train_their_embeddings_beside_adapters(
     ("hidden", "layers", "flags"),
     [
         (4096, 32, "--nproc 8 --device_memory 80 --micro_batch_size 2"),
-        (4096, 32, "--device_memory 140 --use_grad_checkpoint"),
-        (5120, 40, "--device_memory 140 --use_grad_checkpoint --plugin zero2_cpu"),
+        (4096, 32, "--device_memory 139 --micro_batch_size 2 --checkpoint_layers 12"),
+        (
+            5120,
+            40,
+            "--plugin zero2_cpu --offload_fraction 0.5 --checkpoint_layers 20 --device_memory 139 --host_memory 128",
+        ),
     ],
 )
 def test_the_worked_examples_are_what_the_tool_prints(

@@ -31,8 +31,8 @@ def test_figures_are_added_up_in_their_order_until_they_are_taken() -> None:
     for value in (1.0, 2.0):
         loss = measured.objective.loss_sum(torch.tensor(value, requires_grad=True), batch, lambda x, y: x)
         assert (loss.item(), loss.requires_grad) == (value, True)
-    assert measured.take() == [2.0, 6.0]
-    assert measured.take() == [0.0, 0.0]
+    assert measured.take().tolist() == [2.0, 6.0]
+    assert measured.take().tolist() == [0.0, 0.0]
 
 
 def test_a_figure_is_the_mean_of_its_sum() -> None:
