@@ -88,7 +88,11 @@ def document_attention(
     if not shared and key.shape[1] != heads:
         key, value = (tensor.repeat_interleave(heads // key.shape[1], dim=1) for tensor in (key, value))
     lengths = _documents(kwargs, query.device).lengths
-    how: dict[str, Any] = {"dropout_p": kwargs.get("dropout") or 0.0, "scale": kwargs.get("scaling"), "enable_gqa": shared}
+    how: dict[str, Any] = {
+        "dropout_p": kwargs.get("dropout") or 0.0,
+        "scale": kwargs.get("scaling"),
+        "enable_gqa": shared,
+    }
     window = kwargs.get("sliding_window")
     if lengths == (length,) * batch:  # every row is one document: there is nothing to take apart
         output = F.scaled_dot_product_attention(query, key, value, **how, **_causality(length, window, query.device))
