@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -66,7 +67,9 @@ def check_options(options: GenerationOptions) -> None:
     """
     wrong = {
         "max_new_tokens": options.max_new_tokens < 1 and "give at least 1",
-        "temperature": not options.temperature > 0 and "give a positive number, or --no_do_sample",
+        # Divided by less, or by infinity, logits leave what float32 holds, and probabilities would be no numbers.
+        "temperature": not 1e-5 <= options.temperature < math.inf
+        and "give a positive number, 0.00001 at least, or --no_do_sample",
         "top_k": options.top_k < 0 and "give 0 or more",
         "top_p": not 0 < options.top_p <= 1 and "give a number above 0 and up to 1",
         "min_p": not 0 <= options.min_p <= 1 and "give a number from 0 to 1",

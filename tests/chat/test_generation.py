@@ -97,7 +97,8 @@ def test_a_special_token_in_the_prompt_is_text(loaded: LoadedModel) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0},
+    [{"max_new_tokens": 0}, {"temperature": 0.0}, {"temperature": float("nan")}, {"temperature": float("inf")},
+     {"temperature": 1e-300}, {"top_k": -1}, {"top_p": 0.0},
      {"top_p": 1.5}, {"min_p": 1.5}, {"repetition_penalty": 0.0}, {"stop": ("a", "")}, {"seed": -1}],
 )  # fmt: skip
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:

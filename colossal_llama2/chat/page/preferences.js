@@ -31,17 +31,24 @@ function write(storage, name, value) {
   }
 }
 
+/** Read what was stored; a setting that is missing, or of another kind than it should be, is the usual one. */
 function parse(text) {
+  let stored;
   try {
-    return JSON.parse(text) ?? {};
+    stored = JSON.parse(text) ?? {};
   } catch {
-    return {};
+    stored = {};
   }
+  return Object.fromEntries(Object.entries(DEFAULTS).map(([name, usual]) => [name, isSound(stored[name], usual) ? stored[name] : usual]));
+}
+
+function isSound(value, usual) {
+  return usual === null ? value === null || Number.isFinite(value) : typeof value === "string";
 }
 
 class Preferences {
   constructor() {
-    this.values = { ...DEFAULTS, ...parse(read(() => localStorage, NAME) ?? "{}") };
+    this.values = parse(read(() => localStorage, NAME) ?? "{}");
     this.secret = read(() => sessionStorage, KEY_NAME) ?? "";
   }
 

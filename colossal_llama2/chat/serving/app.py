@@ -113,7 +113,7 @@ class Api:
 def build_app(api: Api, page: Mapping[str, PageFile]) -> FastAPI:
     """Return the application of an API and the files of a page."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/health", api.health, response_model=None)
+    app.add_api_route("/health", api.health, methods=["GET", "HEAD"], response_model=None)
     app.add_api_route("/metrics", api.metrics, response_model=None)
     app.add_api_route("/v1/models", api.models, response_model=None)
     app.add_api_route("/v1/models/{name:path}", api.model, response_model=None)

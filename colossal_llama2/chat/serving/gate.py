@@ -110,7 +110,7 @@ class Gate:
             what = "The server is not called by this name; --allow_host adds names."
             raise ApiError(403, what, "unknown_host")
         origin = headers.get("origin")
-        foreign = origin is not None and origin not in guests.origins and (urlsplit(origin).netloc or None) != host
+        foreign = origin is not None and origin not in guests.origins and _place(origin) != host
         if foreign and scope["method"] not in _SAFE:
             what = "Pages of other origins may not call this server; --allow_origin adds origins."
             raise ApiError(403, what, "unknown_origin")
@@ -170,3 +170,11 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
+
+
+def _place(origin: str) -> str | None:
+    """Return the host and port of an Origin header; None where it names none."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:  # such as http://[x]
+        return None

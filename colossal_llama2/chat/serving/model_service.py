@@ -26,6 +26,7 @@ from colossal_llama2.errors import InputError
 from colossal_llama2.model.inference import LoadedModel
 
 _COMPLETION_TOKENS = 16  # what the API writes where a completion names no limit
+_MOST_DIGITS = 10  # of a token's number; Python reads no number of thousands
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class ModelService:
         """Return the options of each of n texts: the first has the seed itself, the others seeds made of it."""
         bias = {}
         for key, value in (fields.logit_bias or {}).items():
-            if not key.isdecimal() or int(key) >= self.loaded.encoder.num_tokens:
+            if not key.isdecimal() or len(key) > _MOST_DIGITS or int(key) >= self.loaded.encoder.num_tokens:
                 raise bad_request("logit_bias names what is no token.", "logit_bias")
             bias[int(key)] = value
         seed = secrets.randbits(63) if fields.seed is None else fields.seed

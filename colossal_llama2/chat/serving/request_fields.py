@@ -179,12 +179,19 @@ def _parse(kind: type[Kind], body: bytes) -> Kind:
 
 
 def _wrong_field(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = [str(part) if isinstance(part, int) else _quoted(part) for part in first["loc"]]
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    # Where a field may be of several kinds, each complains; the one that came furthest is the one that was meant.
+    first = max(errors, key=lambda one: len(one["loc"]))
+    path = [str(part) if isinstance(part, int) else _quoted(part) for part in first["loc"] if not _is_kind(part)]
     param = ".".join(path) or None
     if first["type"] == "missing":
         return bad_request(f"Missing required parameter: {param}.", param, "missing_required_parameter")
     return bad_request(f"Invalid value for {param}: {first['msg']}.", param)
+
+
+def _is_kind(part: str | int) -> bool:
+    """Tell whether a part of pydantic's path names one kind of several that a field may be of."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))
 
 
 def _quoted(name: str) -> str:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 
 import torch
 
+# Divided by less, logits leave what float32 holds; at this one a logit 0.001 lower is already as good as never drawn.
+_COLDEST = 1e-5
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How one text is written.
 
     Attributes:
-        temperature: 0 takes the likeliest token always.
+        temperature: 0, and anything up to 0.00001, takes the likeliest token always.
         top_p: draw from the fewest likeliest tokens that together reach this probability.
         top_k: draw from this many likeliest tokens; 0 for no such limit.
         presence_penalty: taken from the logit of each token that was written already.
@@ -77,7 +80,7 @@ def choose_tokens(logits: torch.Tensor, drawers: Sequence[Drawer]) -> list[int]:
         drawer.adjust(logits[row])
     chosen = logits.argmax(-1)
     options = [drawer.options for drawer in drawers]
-    drawn = [row for row, one in enumerate(options) if one.temperature > 0]
+    drawn = [row for row, one in enumerate(options) if one.temperature > _COLDEST]
     # Whether a text's distribution is sorted decides what its number draws: it must be the text's own affair.
     for cut in (False, True):
         rows = [row for row in drawn if _is_cut(options[row]) == cut]

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from colossal_llama2.errors import InputError
 
+# Beside those of the categories for control and format: Unicode's Default_Ignorable_Code_Point.
+_UNSEEN: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+
 
 class WordFilter:
-    """Finds words however they are written: capitals, full-width letters and invisible characters make no difference.
+    """Finds words however they are written: capitals, full-width letters and invisible characters make no difference,
+    nor does the number or kind of the blanks between two of them.
 
     A word of letters that are written with spaces between words counts where it stands alone: a filtered "ass" is not
     found in "class". A Chinese one counts wherever it stands.
@@ -20,7 +28,7 @@ class WordFilter:
     """
 
     def __init__(self, words: Iterable[str]) -> None:
-        self._words = frozenset(folded for word in words if (folded := "".join(_fold(c) for c in word)))
+        self._words = frozenset(folded for word in words if (folded := _fold_all(word)[0].strip()))
         if not self._words:
             raise ValueError("no words")
         self._beginnings = frozenset(word[:size] for word in self._words for size in range(1, len(word) + 1))
@@ -33,7 +41,7 @@ class WordFilter:
             before: the folded character in front of it (see `last_folded`), if there is one.
             whole: whether the text ends here; otherwise a word at its very end may still grow into another one.
         """
-        folded, places = _fold_all(text)
+        folded, places = _fold_all(text, before)
         for start in range(len(folded)):
             if _runs_on(folded[start - 1] if start else before, folded[start]):
                 continue
@@ -50,7 +58,7 @@ class WordFilter:
 
     def open_tail(self, text: str, before: str = "") -> int:
         """Return how many characters at the end may belong to a word that is not whole yet."""
-        folded, places = _fold_all(text)
+        folded, places = _fold_all(text, before)
         for start in range(len(folded)):
             runs_on = _runs_on(folded[start - 1] if start else before, folded[start])
             if not runs_on and folded[start:] in self._beginnings:
@@ -83,15 +91,24 @@ def read_words(path: Path) -> WordFilter:
 
 def _fold(character: str) -> str:
     """Return what a character counts as; nothing for an invisible one."""
-    if unicodedata.category(character) == "Cf":
+    if character.isspace():
+        return " "
+    if unicodedata.category(character) in ("Cf", "Cc") or _UNSEEN.match(character):
         return ""
     return unicodedata.normalize("NFKD", character).casefold()
 
 
-def _fold_all(text: str) -> tuple[str, list[int]]:
-    """Return the text folded, and for each character of that where it comes from."""
-    parts = [_fold(character) for character in text]
-    return "".join(parts), [place for place, part in enumerate(parts) for _ in part]
+def _fold_all(text: str, before: str = "") -> tuple[str, list[int]]:
+    """Return the text folded, and for each character of that where it comes from; of several blanks one is left."""
+    folded, places, last = [], [], before
+    for place, character in enumerate(text):
+        part = _fold(character)
+        if not part or part == last == " ":
+            continue
+        folded.append(part)
+        places += [place] * len(part)
+        last = part[-1]
+    return "".join(folded), places
 
 
 def _runs_on(left: str, right: str) -> bool:

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def stopping_by_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed; pressed again it interrupts as it always does."""
+    """Give a function that tells whether Ctrl-C was pressed; pressed again it raises KeyboardInterrupt."""
     pressed = False
 
     def note_it(number: int, frame: FrameType | None) -> None:

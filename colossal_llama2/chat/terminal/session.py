@@ -61,6 +61,12 @@ class Session:
                 raise
             self.screen.complain(str(error))
             return True
+        except KeyboardInterrupt:
+            if not self.is_interactive:
+                raise
+            # Ctrl-C pressed twice, or while no reply was written: impatience must not cost what was said.
+            self.screen.note("interrupted; /retry asks again")
+            return True
 
     def _do(self, line: str) -> bool:
         if not line.strip():
@@ -155,10 +161,17 @@ class Session:
         Raises:
             InputError: there is none.
         """
+        before = [seat.conversation.turns for seat in self.seats]
         asked = [seat.conversation.ask_again() for seat in self.seats]
-        if not all(asked):
-            raise InputError("there is nothing to answer again", remedy="say something first")
-        self._answer(self._fitted())
+        try:
+            if not all(asked):
+                raise InputError("there is nothing to answer again", remedy="say something first")
+            fitted = self._fitted()
+        except InputError:
+            for seat, turns in zip(self.seats, before, strict=True):  # the replies that were there stay
+                seat.conversation.replace(turns)
+            raise
+        self._answer(fitted)
 
     def undo(self, _: str) -> None:
         """Take back the last message and its reply.

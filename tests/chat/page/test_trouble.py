@@ -166,3 +166,13 @@ def test_a_browser_that_keeps_nothing_still_talks(open_page: Callable[..., Any])
     chat.page.get_by_role("button", name="New chat", exact=True).click()
     chat.page.get_by_role("button", name="Hello?", exact=True).click()
     assert chat.answers() == ["adapted-7b heard: Hello?"]
+
+
+def test_settings_of_the_wrong_kind_count_as_none(server: Any, chat: Any) -> None:
+    wrong = '{"system": 5, "temperature": "hot", "seed": null, "theme": null, "model": ["a"]}'
+    chat.page.evaluate("(text) => localStorage.setItem('colossal-llama2-settings', text)", wrong)
+    chat.page.reload()
+    chat.page.locator("#model").wait_for()
+    chat.ask("Still there?")
+    assert chat.answers() == ["adapted-7b heard: Still there?"]
+    assert "temperature" not in server.requests[-1]

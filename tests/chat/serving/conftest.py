@@ -151,7 +151,7 @@ def _wait_until_it_listens(port: int) -> None:
     import socket
     import time
 
-    for _ in range(500):
+    for _ in range(3000):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
         time.sleep(0.01)

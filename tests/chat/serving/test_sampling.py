@@ -62,3 +62,10 @@ def test_a_token_without_probability_is_never_drawn() -> None:
     uniforms = torch.linspace(0, 1, 1000)  # 1 itself cannot come, and rounding may come near it
     for cuts in (None, [SamplingOptions(top_p=0.999)] * 1000):
         assert set(draw(logits, uniforms, cuts).tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-38, 1e-5, 2e-5])
+def test_next_to_no_temperature_takes_the_likeliest(temperature: float) -> None:
+    logits = torch.tensor([[0.5, 2.0, -1.0, 1.0, -torch.inf]])
+    for seed in range(20):
+        assert choose_tokens(logits.clone(), [Drawer(SamplingOptions(temperature=temperature, seed=seed))]) == [1]

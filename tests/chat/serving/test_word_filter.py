@@ -27,7 +27,11 @@ WORDS = WordFilter(["ass", "Bad Word", "坏人", "naïve", "a.b", "assassin's"])
         ("一个坏人来", 2),
         ("他是ass吗", 2),
         ("bad word", 0),
-        ("bad  word", None),
+        ("bad  word", 0),
+        ("so bad\r\n \u3000word", 3),
+        ("badword", None),
+        ("坏\ufe0f人", 0),
+        ("a\x08s\u034fs", 0),
         ("bad words", None),
         ("so naïve", 3),
         ("so nai\u0308ve", 3),
@@ -67,7 +71,9 @@ def stream(parts: list[str]) -> tuple[list[str], str]:
     return [*sent, text], reason
 
 
-_PIECES = st.sampled_from(["ass", "as", "s", "a", "in", "'s", " ", "bad", "word", "坏", "人", "x", ".", "b", "\u200b"])
+_PIECES = st.sampled_from(
+    ["ass", "as", "s", "a", "in", "'s", " ", "bad", "word", "坏", "人", "x", ".", "b", "\u200b", "\n"]
+)
 
 
 @given(st.lists(_PIECES, max_size=30))

@@ -150,3 +150,44 @@ def test_help_names_every_command(fake_speaker: Callable[..., Any], capsys: pyte
     table(fake_speaker()).take("/help")
     told = capsys.readouterr().err
     assert all(name in told for name in [*COMMANDS, "/quit"])
+
+
+def test_impatience_costs_no_conversation(
+    fake_speaker: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speaker = fake_speaker()
+    session = table(speaker, is_interactive=True)
+    session.take("one")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(speaker, "reply", interrupted)
+        assert session.take("two")
+        assert "interrupted" in capsys.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            table(speaker).take("a script ends")
+    session.take("/retry")
+    assert [turn.content for turn in session.seats[0].conversation.turns] == ["one", "fake saw 1", "two", "fake saw 3"]
+
+
+def test_a_retry_that_cannot_be_asked_leaves_what_was_said(fake_speaker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    talking, silent = fake_speaker(), fake_speaker("silent")
+    session = table(talking, silent, system="short")
+    session.take("one")
+    before = [seat.conversation.turns for seat in session.seats]
+
+    def too_long(_: Any) -> None:
+        raise InputError("the system message is too long")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(silent, "fit", too_long)
+        with pytest.raises(InputError, match="too long"):
+            session.take("/retry")
+    assert [seat.conversation.turns for seat in session.seats] == before
+    session.seats[1].conversation.reset()
+    before = [seat.conversation.turns for seat in session.seats]
+    with pytest.raises(InputError, match="nothing to answer"):
+        session.take("/retry")
+    assert [seat.conversation.turns for seat in session.seats] == before
