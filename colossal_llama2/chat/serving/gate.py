@@ -129,7 +129,11 @@ class Gate:
     def _cors(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         if origin is None or origin not in self._guests.origins:
             return []
-        return [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"Origin")]
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-expose-headers", b"X-Dropped-Messages, Retry-After"),
+            (b"vary", b"Origin"),
+        ]
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"]

@@ -66,6 +66,7 @@ def test_allowed_origins_may_call_and_read(serve: Callable[..., AbstractContextM
         named = {"Origin": friend, "Authorization": "Bearer key"}
         status, headers, _ = call(guarded.port, "POST", "/v1/chat/completions", CHAT, **named)
         assert (status, headers["access-control-allow-origin"]) == (200, friend)
+        assert "X-Dropped-Messages" in headers["access-control-expose-headers"]
         # Without a key only the page and the health are answered, and the answer says no more than that.
         for path in ("/v1/models", "/v1/models/rambler", "/metrics", "/v1/nothing", "/docs", "/openapi.json"):
             status, headers, _ = answer = call(guarded.port, "GET", path)
