@@ -80,9 +80,14 @@ def bring_to_device(optimizer: Any, fraction: float, device: torch.device) -> tu
     stays = host_share([master.numel() for master in masters], fraction)
     for master, on_host in zip(masters, stays, strict=True):
         if not on_host:
-            master.data = master.data.to(device)
+            _move(master, device)
     kept = sum(master.numel() for master, on_host in zip(masters, stays, strict=True) if on_host)
     return kept, sum(master.numel() for master in masters) - kept
+
+
+def _move(master: torch.Tensor, device: torch.device) -> None:
+    """Put a master elsewhere; it stays the tensor that ColossalAI knows it by."""
+    master.data = master.data.to(device)
 
 
 _Learning = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # master, working weight, this rank's gradient

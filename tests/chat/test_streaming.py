@@ -39,7 +39,10 @@ def folder(request: pytest.FixtureRequest) -> Path:
 @SLOW_FIXTURE
 @given(data=st.data())
 def test_parts_join_to_the_text_that_was_encoded(folder: Path, data: st.DataObject) -> None:
-    text = data.draw(st.sampled_from(TEXTS) | st.text(max_size=40))
+    # SentencePiece writes a blank as U+2581, so that one that stands in the text comes back as a blank.
+    text = data.draw(
+        st.sampled_from(TEXTS) | st.text(st.characters(codec="utf-8", exclude_characters="▁"), max_size=40)
+    )
     tokenizer, encoder = load_tokenizer(folder), load_encoder(folder)
     ids = encoder.encode([text]).ids.tolist()
     assert "".join(streamed(tokenizer, [], ids)) == text
