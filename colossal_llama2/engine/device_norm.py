@@ -13,23 +13,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+_PIECE = 1 << 16  # a CPU adds these up in a few lanes, one after the other
+
 
 def group_norm(optimizer: Any, dp_pg: Any, gradients: Sequence[torch.Tensor], norm_type: int = 2) -> Any:
     """Return the norm of a group's gradients over the ranks that share them, float64 on the device; 0.0 without any.
 
-    Every gradient is squared in float64 on a CPU, as ColossalAI does, and in fp32 on CUDA, where float64 would read
-    and write each of them three times at four times the width.
+    Squares add up in fp32 over no more numbers than lose nothing by it, then in float64: ColossalAI's float64 from the
+    first one costs a CPU five times as much, and CUDA three passes at four times the width.
     """
     if not gradients:
         return 0.0
     assert norm_type == 2, "ColossalAI asks for no other"
-    dtype = torch.float32 if gradients[0].is_cuda else torch.float64
-    norms = torch.stack([torch.linalg.vector_norm(gradient.data, dtype=dtype) for gradient in gradients])
+    norms = torch.cat([_norms(gradient.data) for gradient in gradients])
     squares = norms.double().square().sum().float()[None]  # fp32 between ranks, as in ColossalAI
     for group in dp_pg if isinstance(dp_pg, tuple) else (dp_pg,):
         if dist.get_world_size(group) > 1:
             dist.all_reduce(squares, group=group)
     return squares[0].double().sqrt()
+
+
+def _norms(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the norms of a gradient's pieces, in fp32: of all of it on CUDA, which adds up in a tree."""
+    flat = gradient.flatten()
+    whole = 0 if flat.is_cuda else len(flat) // _PIECE * _PIECE
+    pieces = torch.linalg.vector_norm(flat[:whole].view(-1, _PIECE), dim=1, dtype=torch.float32)
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float32)
+    return torch.cat((pieces, rest[None]))
 
 
 def norm_of_norms(norms: Iterable[Any]) -> Any:

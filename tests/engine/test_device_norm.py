@@ -33,7 +33,7 @@ def zero(largest: float, guard: Guard | None = None) -> Any:
 
 
 def by_hand(parts: list[torch.Tensor]) -> float:
-    return math.sqrt(sum(float(value) ** 2 for part in parts for value in part.double().flatten()))
+    return math.sqrt(math.fsum(float(part.double().square().sum()) for part in parts))
 
 
 def test_the_norm_is_that_of_all_gradients() -> None:
@@ -43,6 +43,11 @@ def test_the_norm_is_that_of_all_gradients() -> None:
     assert float(norm) == pytest.approx(by_hand(parts), rel=1e-6)
     assert norm_of_norms([3.0, 4.0]) == 5.0
     assert norm_of_norms([]) == 0.0
+
+
+def test_large_gradients_lose_nothing_by_adding_up_in_fp32() -> None:
+    parts = [torch.rand(3, 100_003) + 5.0, torch.rand(1 << 16), torch.rand(1 << 18).half(), torch.zeros(0)]
+    assert float(group_norm(None, None, parts)) == pytest.approx(by_hand(parts), rel=2e-7)
 
 
 @pytest.mark.parametrize("as_number", [False, True])  # 3d's norm is one
