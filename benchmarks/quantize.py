@@ -179,10 +179,10 @@ def _memory(work: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192,
-        hidden_size=768,
-        intermediate_size=2048,
-        num_hidden_layers=8,
-        num_attention_heads=12,
+        hidden_size=512,
+        intermediate_size=1408,
+        num_hidden_layers=6,
+        num_attention_heads=8,
         max_position_embeddings=256,
     )
     LlamaForCausalLM(config).save_pretrained(model_dir)
