@@ -32,7 +32,7 @@ ORDER = (
     "ours_float8",
     "trainer_liger",
     "ours_flash",
-    "ours_fused",
+    "ours_unfused",
     "ours_compile",
     "ours_count_waits",
     "ours_read_at_once",
