@@ -21,7 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.throughput_plan import VARIANTS
-from benchmarks.train_throughput import ThroughputSettings, make_order, opening, run_alone, summary, table
+from benchmarks.throughput_summary import summary, table
+from benchmarks.train_throughput import ThroughputSettings, make_order, opening, run_alone
 from colossal_llama2 import cli
 
 TARGETS = {"ours": 12500, "ours_float8": 16000}

@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from colossal_llama2 import cli
+from colossal_llama2.train.settings import TrainSettings
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -57,6 +60,16 @@ def test_every_variant_is_compared_with_one_there_is_and_says_why(benchmark: Any
     for name, variant in benchmark.VARIANTS.items():
         assert variant.against in benchmark.VARIANTS, name
         assert (variant.predicted is None) == (variant.because == ""), name
+
+
+def test_train_py_knows_every_flag_of_a_variant(benchmark: Any) -> None:
+    needed = ["--pretrained", "model", "--dataset", "corpus", "--save_dir", "out"]
+    ours = [variant for variant in benchmark.VARIANTS.values() if variant.contender == "ours"]
+    assert any(flag.startswith("--") for variant in ours for flag in variant.flags)
+    for variant in ours:
+        # the contender knows these by itself
+        own = [flag for flag in variant.flags if flag not in ("read_at_once", "count_waits")]
+        cli.parse(TrainSettings, [*needed, *own])
 
 
 @pytest.mark.long
